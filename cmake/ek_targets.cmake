@@ -1,0 +1,70 @@
+# How this project declares libraries and tests. Headers and dependencies are always listed, so that
+# the order of the folders (runtime, parallel, scheduler, attention, models, launch) is in the build.
+add_library(ek_build_flags INTERFACE)
+target_compile_options(ek_build_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;-Werror=unused-result;-Werror=return-type>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;-lineinfo>)
+if(EK_NATIVE)
+  # 512-bit vectors where the processor has them: the attention kernels are written for the full width.
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag(-mprefer-vector-width=512 EK_HAS_VECTOR_WIDTH)
+  target_compile_options(ek_build_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+  if(EK_HAS_VECTOR_WIDTH)
+    target_compile_options(ek_build_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-mprefer-vector-width=512>)
+  endif()
+endif()
+if(EK_SANITIZE)
+  target_compile_options(ek_build_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${EK_SANITIZE};-fno-sanitize-recover=all;-fno-omit-frame-pointer;-O1>)
+  target_link_options(ek_build_flags INTERFACE -fsanitize=${EK_SANITIZE})
+endif()
+
+# ek_add_library(NAME base HDRS a.h SRCS a.cc DEPS absl::status PRIVATE_DEPS yaml-cpp)
+function(ek_add_library)
+  cmake_parse_arguments(ARG "" "NAME" "HDRS;SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  set(target ek_${ARG_NAME})
+  if(ARG_SRCS)
+    add_library(${target} STATIC ${ARG_SRCS})
+    target_sources(${target} PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${ARG_HDRS})
+    target_link_libraries(${target} PUBLIC ${ARG_DEPS} PRIVATE ek_build_flags ${ARG_PRIVATE_DEPS})
+  else()
+    add_library(${target} INTERFACE)
+    target_sources(${target} INTERFACE FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${ARG_HDRS})
+    target_link_libraries(${target} INTERFACE ${ARG_DEPS} ${ARG_PRIVATE_DEPS})
+  endif()
+  add_library(ek::${ARG_NAME} ALIAS ${target})
+  set_target_properties(${target} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON)
+endfunction()
+
+# ek_add_test(NAME ops_test SRCS norm_test.cc DEPS ek::ops [RANKS 4] [LABEL unit] [TIMEOUT 60])
+# With RANKS the test runs under mpirun and its main() gathers every rank's failures.
+function(ek_add_test)
+  cmake_parse_arguments(ARG "" "NAME;RANKS;LABEL;TIMEOUT" "SRCS;DEPS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  if(ARG_RANKS)
+    if(NOT ARG_LABEL)
+      set(ARG_LABEL mpi)
+    endif()
+    target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} ek_build_flags ek_mpi_gtest_main)
+    ek_add_ranked_run(${ARG_NAME} ${ARG_RANKS} ${ARG_LABEL} ${ARG_TIMEOUT})
+  else()
+    if(NOT ARG_LABEL)
+      set(ARG_LABEL unit)
+    endif()
+    target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} ek_build_flags GTest::gmock_main)
+    add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
+    set_tests_properties(${ARG_NAME} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT ${ARG_TIMEOUT})
+  endif()
+endfunction()
+
+# Runs the test program `target` on `ranks` ranks. Open MPI itself leaks, so leak checking is off there.
+function(ek_add_ranked_run target ranks label timeout)
+  set(name ${target}_r${ranks})
+  add_test(NAME ${name} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe ${MPIEXEC_NUMPROC_FLAG} ${ranks}
+           ${MPIEXEC_PREFLAGS} $<TARGET_FILE:${target}> ${MPIEXEC_POSTFLAGS})
+  set_tests_properties(${name} PROPERTIES LABELS "${label}" PROCESSORS 2 TIMEOUT ${timeout} ENVIRONMENT
+    "ASAN_OPTIONS=detect_leaks=0;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1")
+endfunction()

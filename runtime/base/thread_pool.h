@@ -1,0 +1,50 @@
+// A fixed team of threads for data-parallel loops inside one rank.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace evenkeel {
+
+// The calling thread takes part, so a pool of one thread starts none. Workers spin for a moment
+// before they sleep: the loops of a training step follow each other within microseconds.
+// Not re-entrant: a body must not start another loop on the same pool.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(t) once for each t in [0, num_threads()), one call per thread, and waits for all.
+  void RunOnAll(const std::function<void(int thread)>& body);
+
+  // Cuts [0, n) into at most num_threads() contiguous ranges of near-equal size whose bounds are
+  // multiples of `grain` (but for the end), and calls body(begin, end) on each. The cut depends on
+  // the number of threads, so a body must not let a range's bounds change what it computes.
+  void ParallelFor(int64_t n, int64_t grain,
+                   const std::function<void(int64_t begin, int64_t end)>& body);
+
+  // Calls body(i) for every i in [0, n); idle threads take the next index (dynamic balance).
+  void ParallelForEach(int64_t n, const std::function<void(int64_t index)>& body);
+
+ private:
+  void WorkerLoop(int thread);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  const std::function<void(int)>* body_ = nullptr;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> running_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace evenkeel

@@ -1,0 +1,29 @@
+// Plain element-wise arithmetic and row reductions. Views are [T, C] (rows may be strided) or any
+// dense shape; all views of a call have the same shape.
+#pragma once
+
+#include "absl/types/span.h"
+#include "runtime/ops/op_context.h"
+
+namespace evenkeel {
+
+void SetZero(const OpContext& context, TensorView x);
+// y = x
+void Copy(const OpContext& context, ConstTensorView x, TensorView y);
+// y = a + b; y may be a or b.
+void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
+// y = a b; y may be a or b.
+void Multiply(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
+// x *= factor
+void Scale(const OpContext& context, double factor, TensorView x);
+
+// x [T, C] += bias [C] in every row.
+void AddBias(const OpContext& context, ConstTensorView bias, TensorView x);
+// dbias [C] += sum of the rows of dy [T, C], in an order that depends on the shape alone.
+void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);
+
+// Returns the sum of squares of a dense x, added up in float64 in an order that depends on the size
+// alone.
+double SumOfSquares(const OpContext& context, ConstTensorView x);
+
+}  // namespace evenkeel
