@@ -6,11 +6,10 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "runtime/base/token_target.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
-
-constexpr int32_t kIgnoredTarget = -1;  // a token without loss: loss 0, gradient 0
 
 // logits [T, V]; targets [T], each in [0, V) or kIgnoredTarget; losses [T] (float64 whatever the
 // dtype). Replaces logits by their gradient. NaN logits give NaN losses.

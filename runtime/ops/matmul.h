@@ -1,6 +1,8 @@
 // Matrix products, by OpenBLAS on the CPU.
 #pragma once
 
+#include <string>
+
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
@@ -11,6 +13,10 @@ enum class Transpose : bool { kNo, kYes };
 // strided. An op of a transposed view means the stored matrix is [K, M] (or [N, K]).
 void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, double beta, TensorView c);
+
+// Returns OpenBLAS's version and the processor whose kernels it runs, which the environment variable
+// OPENBLAS_CORETYPE overrides (to "Haswell", say, at half the speed of an AVX-512 processor).
+std::string DescribeBlas();
 
 // y [T, N] = x [T, K] w^T, w [N, K] as torch.nn.Linear stores it; adds to y if `accumulate`.
 inline void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
