@@ -151,6 +151,7 @@ TEST(MatMulTest, DescribesItself) {
 }
 
 TEST(MatMulDeathTest, RejectsShapesThatDoNotFit) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   OpRunner runner(1);
   std::vector<double> a(12), b(12), c(16);
   EXPECT_DEATH(MatMul(runner.context(), ViewOf(a, {4, 3}), Transpose::kNo, ViewOf(b, {4, 3}),
