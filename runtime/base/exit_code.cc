@@ -26,11 +26,16 @@ ExitCode ExitCodeOf(const absl::Status& status) {
     return static_cast<ExitCode>(code);
   }
   switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument: return ExitCode::kUsage;
-    case absl::StatusCode::kDeadlineExceeded: return ExitCode::kTimeout;
-    case absl::StatusCode::kUnavailable: return ExitCode::kPeersLost;
-    case absl::StatusCode::kResourceExhausted: return ExitCode::kOutOfMemory;
-    default: return ExitCode::kInternal;
+    case absl::StatusCode::kInvalidArgument:
+      return ExitCode::kUsage;
+    case absl::StatusCode::kDeadlineExceeded:
+      return ExitCode::kTimeout;
+    case absl::StatusCode::kUnavailable:
+      return ExitCode::kPeersLost;
+    case absl::StatusCode::kResourceExhausted:
+      return ExitCode::kOutOfMemory;
+    default:
+      return ExitCode::kInternal;
   }
 }
 

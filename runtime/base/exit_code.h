@@ -23,8 +23,8 @@ enum class ExitCode : int {
 // Attaches `code` to `status`, so that the program ends with it. OK stays OK.
 absl::Status WithExitCode(absl::Status status, ExitCode code);
 
-// Returns the attached code, or one derived from the status code (invalid argument: usage; deadline:
-// time-out; unavailable: peers lost; resource exhausted: memory), or kInternal.
+// Returns the attached code, or one derived from the status code (invalid argument: usage;
+// deadline: time-out; unavailable: peers lost; resource exhausted: memory), or kInternal.
 ExitCode ExitCodeOf(const absl::Status& status);
 
 }  // namespace evenkeel

@@ -15,8 +15,14 @@ void InitLog(int rank, bool quiet);
 // Writes one line; safe from several threads.
 void Log(LogLevel level, const std::string& message);
 
-inline void LogInfo(const std::string& message) { Log(LogLevel::kInfo, message); }
-inline void LogWarning(const std::string& message) { Log(LogLevel::kWarning, message); }
-inline void LogError(const std::string& message) { Log(LogLevel::kError, message); }
+inline void LogInfo(const std::string& message) {
+  Log(LogLevel::kInfo, message);
+}
+inline void LogWarning(const std::string& message) {
+  Log(LogLevel::kWarning, message);
+}
+inline void LogError(const std::string& message) {
+  Log(LogLevel::kError, message);
+}
 
 }  // namespace evenkeel

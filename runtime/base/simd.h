@@ -71,7 +71,8 @@ inline T Max(Vec<T> v) {
   T lanes[kLanes<T>];
   Store(lanes, v);
   for (int width = kLanes<T> / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] < lanes[i + width] ? lanes[i + width] : lanes[i];
+    for (int i = 0; i < width; ++i)
+      lanes[i] = lanes[i] < lanes[i + width] ? lanes[i + width] : lanes[i];
   }
   return lanes[0];
 }

@@ -1,6 +1,6 @@
-// Memory for what lives within one training step: activations and workspace. Allocation is a bump of
-// a pointer and release goes back to an earlier mark, which fits the step: the forward pass stacks
-// up what the backward pass takes down in reverse order. No page is faulted in twice.
+// Memory for what lives within one training step: activations and workspace. Allocation is a bump
+// of a pointer and release goes back to an earlier mark, which fits the step: the forward pass
+// stacks up what the backward pass takes down in reverse order. No page is faulted in twice.
 #pragma once
 
 #include <cstdint>

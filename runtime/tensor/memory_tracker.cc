@@ -15,14 +15,22 @@ void RaiseTo(std::atomic<int64_t>& peak, int64_t value) {
 
 const char* NameOf(MemoryPurpose purpose) {
   switch (purpose) {
-    case MemoryPurpose::kWeights: return "weights";
-    case MemoryPurpose::kGradients: return "gradients";
-    case MemoryPurpose::kOptimizer: return "optimizer";
-    case MemoryPurpose::kActivations: return "activations";
-    case MemoryPurpose::kWorkspace: return "workspace";
-    case MemoryPurpose::kCache: return "cache";
-    case MemoryPurpose::kCommunication: return "communication";
-    case MemoryPurpose::kCount: break;
+    case MemoryPurpose::kWeights:
+      return "weights";
+    case MemoryPurpose::kGradients:
+      return "gradients";
+    case MemoryPurpose::kOptimizer:
+      return "optimizer";
+    case MemoryPurpose::kActivations:
+      return "activations";
+    case MemoryPurpose::kWorkspace:
+      return "workspace";
+    case MemoryPurpose::kCache:
+      return "cache";
+    case MemoryPurpose::kCommunication:
+      return "communication";
+    case MemoryPurpose::kCount:
+      break;
   }
   return "?";
 }

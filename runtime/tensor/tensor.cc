@@ -17,10 +17,9 @@ absl::StatusOr<Tensor> Tensor::Create(DType dtype, Shape shape, MemoryPurpose pu
   void* memory = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for ", NameOf(purpose), " ", shape.ToString(), ": ",
-                     FormatBytes(bytes), " asked for, ", FormatBytes(tracker.current_total()),
-                     " in use by this rank"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for ", NameOf(purpose), " ", shape.ToString(), ": ", FormatBytes(bytes),
+        " asked for, ", FormatBytes(tracker.current_total()), " in use by this rank"));
   }
   (void)madvise(memory, static_cast<size_t>(mapped), MADV_HUGEPAGE);
   Tensor tensor;

@@ -17,11 +17,16 @@ enum class Device : uint8_t { kCpu, kCuda };
 
 inline int64_t SizeOf(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 4;
-    case DType::kF64: return 8;
-    case DType::kBF16: return 2;
-    case DType::kI32: return 4;
-    case DType::kI64: return 8;
+    case DType::kF32:
+      return 4;
+    case DType::kF64:
+      return 8;
+    case DType::kBF16:
+      return 2;
+    case DType::kI32:
+      return 4;
+    case DType::kI64:
+      return 8;
   }
   return 0;
 }
@@ -69,9 +74,9 @@ struct Shape {
   std::string ToString() const;
 };
 
-// A view of memory that someone else owns. `Void` is `void` or `const void`. The innermost dimension
-// is always dense (stride 1); the others may be strided, as the q, k and v columns of a fused
-// projection are. An empty view (data == nullptr) stands for an absent optional tensor.
+// A view of memory that someone else owns. `Void` is `void` or `const void`. The innermost
+// dimension is always dense (stride 1); the others may be strided, as the q, k and v columns of a
+// fused projection are. An empty view (data == nullptr) stands for an absent optional tensor.
 template <typename Void>
 struct BasicTensorView {
   static_assert(std::is_void_v<Void>);
@@ -132,7 +137,8 @@ struct BasicTensorView {
   // Returns the part with index [begin, end) in dimension `i`.
   BasicTensorView Slice(int i, int64_t begin, int64_t end) const {
     EK_CHECK(0 <= begin && begin <= end && end <= dim(i))
-        << "slice [" << begin << ", " << end << ") of dimension " << i << " of " << shape.ToString();
+        << "slice [" << begin << ", " << end << ") of dimension " << i << " of "
+        << shape.ToString();
     BasicTensorView view = *this;
     if (data != nullptr) {
       view.data = static_cast<Pointer<char>>(data) + begin * stride(i) * SizeOf(dtype);
@@ -141,7 +147,9 @@ struct BasicTensorView {
     return view;
   }
   BasicTensorView Rows(int64_t begin, int64_t end) const { return Slice(0, begin, end); }
-  BasicTensorView Columns(int64_t begin, int64_t end) const { return Slice(shape.rank - 1, begin, end); }
+  BasicTensorView Columns(int64_t begin, int64_t end) const {
+    return Slice(shape.rank - 1, begin, end);
+  }
 
   // Returns a dense view of the same elements under another shape; this view must be dense.
   BasicTensorView Reshape(Shape to) const {
@@ -152,7 +160,8 @@ struct BasicTensorView {
 
   // Views [T, H * D] as [T, H, D]; rows may be strided.
   BasicTensorView SplitHeads(int64_t heads) const {
-    EK_CHECK(shape.rank == 2 && dim(1) % heads == 0) << shape.ToString() << " in " << heads << " heads";
+    EK_CHECK(shape.rank == 2 && dim(1) % heads == 0)
+        << shape.ToString() << " in " << heads << " heads";
     BasicTensorView view = *this;
     view.shape = Shape{dim(0), heads, dim(1) / heads};
     view.strides = {stride(0), dim(1) / heads, 1};
@@ -175,7 +184,8 @@ using ConstTensorView = BasicTensorView<const void>;
 // Calls body.operator()<float>() or <double>() after `dtype`. Other types are a bug of the caller.
 template <typename Body>
 decltype(auto) DispatchFloat(DType dtype, Body&& body) {
-  EK_CHECK(dtype == DType::kF32 || dtype == DType::kF64) << "not a floating type of the CPU backend";
+  EK_CHECK(dtype == DType::kF32 || dtype == DType::kF64)
+      << "not a floating type of the CPU backend";
   if (dtype == DType::kF64) return body.template operator()<double>();
   return body.template operator()<float>();
 }
