@@ -1,0 +1,52 @@
+// Cuts the documents of a packed batch into segments that the lightning attention kernels compute
+// in parallel. Plain host code; a plan is made once per batch and serves every layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace evenkeel {
+
+// Tokens a block of the kernels multiplies at a time.
+constexpr int kLightningChunk = 64;
+
+// Tokens [row_begin, row_begin + rows) of one document.
+struct LightningSegment {
+  int32_t row_begin;
+  int32_t rows;
+  int32_t document;
+  int32_t unused;
+};
+
+// Segments [begin, end) of a document, in the order of its tokens; empty for an empty document.
+struct LightningDocument {
+  int32_t begin;
+  int32_t end;
+};
+
+struct LightningPlan {
+  int64_t num_segments = 0;
+  int64_t num_documents = 0;
+  std::vector<std::byte> bytes;  // segments, then documents
+};
+
+struct LightningPlanView {
+  int64_t num_segments = 0;
+  int64_t num_documents = 0;
+  const LightningSegment* segments = nullptr;
+  const LightningDocument* documents = nullptr;
+};
+
+// Returns the segment length, a multiple of the chunk, that gives a GPU of num_multiprocessors a
+// few blocks each: longer segments mean fewer states in memory, shorter ones more blocks.
+int LightningSegmentRows(int64_t num_tokens, int num_heads, int value_dim, int num_multiprocessors);
+
+// cu_seqlens [num_documents + 1] = {0, ..., T}, T < 2^31.
+LightningPlan PlanLightningAttention(const int64_t* cu_seqlens, int64_t num_documents,
+                                     int segment_rows);
+
+// `bytes` points to a copy of plan.bytes, aligned to 16.
+LightningPlanView ViewOf(const LightningPlan& plan, const void* bytes);
+
+}  // namespace evenkeel

@@ -1,0 +1,82 @@
+// Cuts a list of attention tasks into the tiles that the CUDA kernels work through. Plain host
+// code; a plan is made once per list and serves every layer, forward and backward.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "attention/attention_task_type.h"
+
+namespace evenkeel {
+
+// Rows per tile; a function of the head size alone, see TilingOf.
+struct SoftmaxAttentionTiling {
+  int forward_queries = 0;
+  int backward_queries = 0;
+  int backward_keys = 0;
+};
+
+// Queries [q_begin, q_begin + q_rows). Row i sees keys [kv_begin, kv_begin + visible + i).
+struct QueryTile {
+  int32_t q_begin;
+  int32_t q_rows;
+  int32_t kv_begin;
+  int32_t visible;
+};
+
+// Keys [kv_begin, kv_begin + kv_rows); tasks [task_begin, task_end) of the plan may see some of
+// them.
+struct KeyTile {
+  int32_t kv_begin;
+  int32_t kv_rows;
+  int32_t task_begin;
+  int32_t task_end;
+};
+
+// A task as the backward kernels read it. Its query tiles are numbered from `first_tile`. Key tiles
+// of its run of keys start at `first_key_tile_row` and every backward_keys rows after.
+struct PlannedTask {
+  int32_t q_begin;
+  int32_t q_len;
+  int32_t kv_begin;
+  int32_t kv_len;
+  int32_t first_tile;
+  int32_t first_key_tile_row;
+  int32_t unused[2];
+};
+
+// All pieces in one block of bytes, so that one copy brings a plan to the device.
+struct SoftmaxAttentionPlan {
+  SoftmaxAttentionTiling tiling;
+  int64_t num_forward_tiles = 0;
+  int64_t num_query_tiles = 0;  // of the backward pass
+  int64_t num_key_tiles = 0;
+  int64_t num_tasks = 0;
+  std::vector<std::byte> bytes;
+};
+
+// The same with pointers into a copy of the bytes, on the host or the device.
+struct SoftmaxAttentionPlanView {
+  SoftmaxAttentionTiling tiling;
+  int64_t num_forward_tiles = 0;
+  int64_t num_query_tiles = 0;
+  int64_t num_key_tiles = 0;
+  int64_t num_tasks = 0;
+  const QueryTile* forward_tiles = nullptr;  // most keys first
+  const QueryTile* query_tiles = nullptr;    // by task, then by row
+  const KeyTile* key_tiles = nullptr;        // most pairs first; ascending within a run of keys
+  const PlannedTask* tasks = nullptr;  // those with queries and keys, in the order of the list
+};
+
+// head_dim: the larger of the head sizes of q, k and of v; at most 256.
+SoftmaxAttentionTiling TilingOf(int head_dim);
+
+// Row indices must stay below 2^31. `backward` adds what only the backward pass needs.
+SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
+                                          const SoftmaxAttentionTiling& tiling, bool backward);
+
+// `bytes` points to a copy of plan.bytes, aligned to 16.
+SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* bytes);
+
+}  // namespace evenkeel

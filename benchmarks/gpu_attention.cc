@@ -1,0 +1,326 @@
+// Times the CUDA attention kernels on one GPU and prints a table; benchmarks/gpu.sh runs it beside
+// its peers. Medians of timed launches, the L2 cache flushed before each, on random data.
+//
+//   gpu_attention softmax           whole causal documents
+//   gpu_attention tasks             fused batches of query shards with long key prefixes
+//   gpu_attention lightning         linear attention with fixed decay
+//   gpu_attention dump FOLDER       inputs and results of small cases, for peers/attention_error.py
+//
+// FLOPs count 4 per head dimension and (query, key) pair kept by the mask, 2.5 times that backward.
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention/kernels/cuda/lightning_attention_cuda.h"
+#include "attention/kernels/cuda/softmax_attention_cuda.h"
+
+namespace evenkeel {
+namespace {
+
+void Check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+class DeviceBytes {
+ public:
+  explicit DeviceBytes(size_t size) : size_(size) {
+    Check(cudaMalloc(&data_, size + 16), "malloc");
+  }
+  ~DeviceBytes() { (void)cudaFree(data_); }
+  DeviceBytes(const DeviceBytes&) = delete;
+  DeviceBytes& operator=(const DeviceBytes&) = delete;
+
+  void* data() const { return data_; }
+  size_t size() const { return size_; }
+  void Upload(const void* source) {
+    Check(cudaMemcpy(data_, source, size_, cudaMemcpyHostToDevice), "upload");
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_;
+};
+
+// bf16 numbers from a normal distribution; one random block repeated at shifting offsets.
+void FillRandom(DeviceBytes& target, float deviation) {
+  constexpr size_t kBlock = (1 << 20) + 7;
+  static std::vector<float> normal;
+  if (normal.empty()) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> distribution;
+    normal.resize(kBlock);
+    for (float& x : normal) x = distribution(rng);
+  }
+  static size_t shift = 0;
+  std::vector<__nv_bfloat16> block(kBlock);
+  for (size_t i = 0; i < kBlock; ++i) {
+    block[i] = __float2bfloat16(deviation * normal[(i + shift) % kBlock]);
+  }
+  shift += 12345;
+  for (size_t at = 0; at < target.size(); at += kBlock * 2) {
+    Check(cudaMemcpy(static_cast<char*>(target.data()) + at, block.data(),
+                     std::min(kBlock * 2, target.size() - at), cudaMemcpyHostToDevice),
+          "fill");
+  }
+}
+
+double MedianMs(const std::function<cudaError_t()>& run) {
+  static DeviceBytes flush(size_t{256} << 20);
+  cudaEvent_t begin, end;
+  Check(cudaEventCreate(&begin), "event");
+  Check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  double total = 0.0;
+  for (int i = 0; i < 60 && (i < 7 || total < 250.0); ++i) {
+    Check(cudaMemsetAsync(flush.data(), 0, flush.size()), "flush");
+    Check(cudaEventRecord(begin), "record");
+    Check(run(), "launch");
+    Check(cudaEventRecord(end), "record");
+    Check(cudaEventSynchronize(end), "run");
+    float ms = 0.0f;
+    Check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+    if (i >= 2) times.push_back(ms);  // the first two warm up
+    total += ms;
+  }
+  (void)cudaEventDestroy(begin);
+  (void)cudaEventDestroy(end);
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
+
+struct SoftmaxCase {
+  std::vector<AttentionTask> tasks;
+  int64_t q_rows, kv_rows;
+  int heads, kv_heads, dim;
+};
+
+double Pairs(const std::vector<AttentionTask>& tasks) {
+  double pairs = 0.0;
+  for (const AttentionTask& t : tasks) {
+    pairs += static_cast<double>(t.q_len) * static_cast<double>(t.kv_len - t.q_len) +
+             0.5 * static_cast<double>(t.q_len) * static_cast<double>(t.q_len + 1);
+  }
+  return pairs;
+}
+
+// Device tensors and parameters of one case, dense rows.
+struct SoftmaxRun {
+  explicit SoftmaxRun(const SoftmaxCase& c)
+      : plan(PlanSoftmaxAttention(c.tasks.data(), static_cast<int64_t>(c.tasks.size()),
+                                  TilingOf(c.dim), true)),
+        plan_bytes(plan.bytes.size()),
+        q(c.q_rows * c.heads * c.dim * 2),
+        k(c.kv_rows * c.kv_heads * c.dim * 2),
+        v(k.size()),
+        dout(q.size()),
+        out(q.size()),
+        lse(c.q_rows * c.heads * 4),
+        dq(q.size()),
+        dk(k.size()),
+        dv(k.size()),
+        workspace(SoftmaxBackwardWorkspaceBytes(plan, c.heads, c.dim, c.dim)) {
+    plan_bytes.Upload(plan.bytes.data());
+    for (DeviceBytes* x : {&q, &k, &v, &dout}) FillRandom(*x, 1.0f);
+    SoftmaxForwardParams& f = params.forward;
+    f.plan = ViewOf(plan, plan_bytes.data());
+    f.num_heads = c.heads;
+    f.num_kv_heads = c.kv_heads;
+    f.head_dim = f.value_dim = c.dim;
+    f.scale = 1.0f / std::sqrt(static_cast<float>(c.dim));
+    f.q = q.data();
+    f.k = k.data();
+    f.v = v.data();
+    f.out = out.data();
+    f.lse = static_cast<float*>(lse.data());
+    f.q_stride = f.out_stride = params.dout_stride = params.dq_stride = int64_t{c.heads} * c.dim;
+    f.k_stride = f.v_stride = params.dk_stride = params.dv_stride = int64_t{c.kv_heads} * c.dim;
+    params.dout = dout.data();
+    params.dq = dq.data();
+    params.dk = dk.data();
+    params.dv = dv.data();
+    params.accumulate = false;
+    params.workspace = workspace.data();
+  }
+
+  SoftmaxAttentionPlan plan;
+  DeviceBytes plan_bytes, q, k, v, dout, out, lse, dq, dk, dv, workspace;
+  SoftmaxBackwardParams params;
+};
+
+void TimeSoftmax(const char* name, const SoftmaxCase& c) {
+  SoftmaxRun run(c);
+  const double flops = 4.0 * c.heads * c.dim * Pairs(c.tasks);
+  const double forward =
+      MedianMs([&] { return LaunchSoftmaxForward(run.params.forward, nullptr); });
+  const double backward = MedianMs([&] { return LaunchSoftmaxBackward(run.params, nullptr); });
+  const auto begin = std::chrono::steady_clock::now();
+  constexpr int kPlans = 20;
+  for (int i = 0; i < kPlans; ++i) {
+    const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(
+        c.tasks.data(), static_cast<int64_t>(c.tasks.size()), TilingOf(c.dim), true);
+    if (plan.bytes.size() != run.plan.bytes.size()) std::abort();
+  }
+  const double plan_us =
+      std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() /
+      kPlans;
+  std::printf("%-16s %6zu %5d %5d %4d %10.3f %8.1f %10.3f %8.1f %8.1f\n", name, c.tasks.size(),
+              c.heads, c.kv_heads, c.dim, forward, flops / forward * 1e-9, backward,
+              2.5 * flops / backward * 1e-9, plan_us);
+  std::fflush(stdout);
+}
+
+void PrintSoftmaxHeader() {
+  std::printf("# %-14s %6s %5s %5s %4s %10s %8s %10s %8s %8s\n", "case", "tasks", "heads", "kv",
+              "dim", "fwd ms", "TFLOP/s", "bwd ms", "TFLOP/s", "plan us");
+}
+
+SoftmaxCase Documents(int64_t length, int64_t count, int heads, int kv_heads, int dim) {
+  SoftmaxCase c = {{}, length * count, length * count, heads, kv_heads, dim};
+  for (int64_t i = 0; i < count; ++i) c.tasks.push_back({i * length, length, i * length, length});
+  return c;
+}
+
+void BenchSoftmax() {
+  PrintSoftmaxHeader();
+  for (const int dim : {128, 64, 256}) {
+    for (const int64_t length : {2048, 8192, 32768, 131072}) {
+      if (dim != 128 && (length == 2048 || length == 131072)) continue;
+      const std::string name =
+          std::to_string(length) + " x " + std::to_string(std::max<int64_t>(1, 32768 / length));
+      TimeSoftmax(name.c_str(),
+                  Documents(length, std::max<int64_t>(1, 32768 / length), 32, 8, dim));
+    }
+  }
+}
+
+void BenchTasks() {
+  PrintSoftmaxHeader();
+  const int64_t table[][3] = {
+      {128, 8192, 128}, {128, 65536, 32}, {512, 65536, 16}, {1024, 131072, 8}, {4096, 131072, 4}};
+  for (const auto& [shard, context, count] : table) {
+    SoftmaxCase c = {{}, shard * count, context * count, 32, 32, 128};
+    for (int64_t i = 0; i < count; ++i) {
+      c.tasks.push_back({i * shard, shard, i * context, context});
+    }
+    const std::string name = std::to_string(shard) + " on " + std::to_string(context);
+    TimeSoftmax(name.c_str(), c);
+  }
+  // Shards of mixed lengths at random places of eight documents whose keys they share.
+  std::mt19937 rng(3);
+  SoftmaxCase c = {{}, 0, 8 * 131072, 32, 8, 128};
+  for (int i = 0; i < 300; ++i) {
+    const int64_t shard = int64_t{128} << (rng() % 6);
+    const int64_t prefix = 1024 + rng() % 96 * 1024;
+    c.tasks.push_back({c.q_rows, shard, static_cast<int64_t>(rng() % 8) * 131072, prefix + shard});
+    c.q_rows += shard;
+  }
+  TimeSoftmax("mixed shards", c);
+}
+
+void BenchLightning() {
+  int multiprocessors = 0;
+  Check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "attribute");
+  std::printf("# %-14s %5s %4s %8s %10s %12s %10s %12s\n", "case", "heads", "dim", "segment",
+              "fwd ms", "Mtokens/s", "bwd ms", "Mtokens/s");
+  const int64_t table[][2] = {{2048, 16}, {8192, 4}, {32768, 1}, {131072, 1}, {524288, 1}};
+  for (const auto& [length, count] : table) {
+    const int heads = 16, dim = 128;
+    const int64_t tokens = length * count;
+    std::vector<int64_t> cu_seqlens;
+    for (int64_t i = 0; i <= count; ++i) cu_seqlens.push_back(i * length);
+    const int rows = LightningSegmentRows(tokens, heads, dim, multiprocessors);
+    const LightningPlan plan = PlanLightningAttention(cu_seqlens.data(), count, rows);
+    DeviceBytes plan_bytes(plan.bytes.size());
+    plan_bytes.Upload(plan.bytes.data());
+    std::vector<float> slopes(heads);
+    for (int h = 0; h < heads; ++h) slopes[h] = std::exp2(-8.0f * (h + 1) / heads);
+    DeviceBytes slope_bytes(slopes.size() * 4);
+    slope_bytes.Upload(slopes.data());
+    const size_t bytes = static_cast<size_t>(tokens) * heads * dim * 2;
+    DeviceBytes q(bytes), k(bytes), v(bytes), dout(bytes), out(bytes), dq(bytes), dk(bytes),
+        dv(bytes);
+    DeviceBytes workspace(LightningBackwardWorkspaceBytes(plan, heads, dim, dim));
+    for (DeviceBytes* x : {&q, &k, &v, &dout}) FillRandom(*x, 0.1f);
+    LightningBackwardParams b;
+    LightningForwardParams& f = b.forward;
+    f.plan = ViewOf(plan, plan_bytes.data());
+    f.num_heads = heads;
+    f.head_dim = f.value_dim = dim;
+    f.slopes = static_cast<const float*>(slope_bytes.data());
+    f.q = q.data();
+    f.k = k.data();
+    f.v = v.data();
+    f.out = out.data();
+    f.q_stride = f.k_stride = f.v_stride = f.out_stride = int64_t{heads} * dim;
+    f.workspace = b.workspace = workspace.data();
+    b.dout = dout.data();
+    b.dq = dq.data();
+    b.dk = dk.data();
+    b.dv = dv.data();
+    b.dout_stride = b.dq_stride = b.dk_stride = b.dv_stride = f.q_stride;
+    const double forward = MedianMs([&] { return LaunchLightningForward(f, nullptr); });
+    const double backward = MedianMs([&] { return LaunchLightningBackward(b, nullptr); });
+    const std::string name = std::to_string(length) + " x " + std::to_string(count);
+    std::printf("%-16s %5d %4d %8d %10.3f %12.1f %10.3f %12.1f\n", name.c_str(), heads, dim, rows,
+                forward, static_cast<double>(tokens) / forward * 1e-3, backward,
+                static_cast<double>(tokens) / backward * 1e-3);
+    std::fflush(stdout);
+  }
+}
+
+void Save(const std::string& path, const DeviceBytes& x) {
+  std::vector<char> host(x.size());
+  Check(cudaMemcpy(host.data(), x.data(), x.size(), cudaMemcpyDeviceToHost), "download");
+  std::ofstream(path, std::ios::binary).write(host.data(), static_cast<std::streamsize>(x.size()));
+}
+
+void Dump(const std::string& folder) {
+  const SoftmaxCase cases[] = {Documents(2048, 1, 8, 2, 128), Documents(4096, 1, 4, 4, 64),
+                               Documents(1024, 1, 4, 1, 256)};
+  for (const SoftmaxCase& c : cases) {
+    SoftmaxRun run(c);
+    Check(LaunchSoftmaxForward(run.params.forward, nullptr), "forward");
+    Check(LaunchSoftmaxBackward(run.params, nullptr), "backward");
+    Check(cudaDeviceSynchronize(), "run");
+    const std::string base = folder + "/softmax_" + std::to_string(c.q_rows) + "_" +
+                             std::to_string(c.heads) + "_" + std::to_string(c.kv_heads) + "_" +
+                             std::to_string(c.dim) + "_";
+    const std::pair<const char*, const DeviceBytes*> tensors[] = {
+        {"q", &run.q},     {"k", &run.k},   {"v", &run.v},   {"dout", &run.dout},
+        {"out", &run.out}, {"dq", &run.dq}, {"dk", &run.dk}, {"dv", &run.dv}};
+    for (const auto& [name, tensor] : tensors) Save(base + name, *tensor);
+  }
+}
+
+}  // namespace
+}  // namespace evenkeel
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "softmax") {
+    evenkeel::BenchSoftmax();
+  } else if (mode == "tasks") {
+    evenkeel::BenchTasks();
+  } else if (mode == "lightning") {
+    evenkeel::BenchLightning();
+  } else if (mode == "dump" && argc > 2) {
+    evenkeel::Dump(argv[2]);
+  } else {
+    std::fprintf(stderr, "usage: gpu_attention softmax|tasks|lightning|dump FOLDER\n");
+    return 2;
+  }
+  return 0;
+}

@@ -1,0 +1,152 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <random>
+#include <tuple>
+#include <vector>
+
+#include "attention/kernels/cuda/lightning_attention_plan.h"
+#include "attention/kernels/cuda/softmax_attention_plan.h"
+
+namespace evenkeel {
+namespace {
+
+// Documents end to end, some of them cut into shards that share their document's keys.
+std::vector<AttentionTask> RandomTasks(std::mt19937& rng, int documents, int longest) {
+  std::vector<AttentionTask> tasks;
+  int64_t row = 0, key = 0;
+  for (int d = 0; d < documents; ++d) {
+    const int64_t length = rng() % longest;
+    const int64_t shard = rng() % 2 == 0 ? std::max<int64_t>(length, 1) : 1 + rng() % 200;
+    for (int64_t begin = 0; begin < length; begin += shard) {
+      const int64_t rows = std::min(shard, length - begin);
+      tasks.push_back({row + begin, rows, key, begin + rows});
+    }
+    row += length;
+    key += length;
+  }
+  std::shuffle(tasks.begin(), tasks.end(), rng);
+  return tasks;
+}
+
+TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLongest) {
+  std::mt19937 rng(1);
+  for (int round = 0; round < 20; ++round) {
+    const std::vector<AttentionTask> tasks = RandomTasks(rng, 12, 700);
+    const SoftmaxAttentionPlan plan =
+        PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), false);
+    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    std::map<int64_t, std::pair<int64_t, int64_t>> visible_of_row;  // row -> (kv_begin, keys)
+    int64_t most = int64_t{1} << 40;
+    for (int64_t i = 0; i < view.num_forward_tiles; ++i) {
+      const QueryTile& tile = view.forward_tiles[i];
+      ASSERT_GT(tile.q_rows, 0);
+      ASSERT_LE(tile.q_rows, plan.tiling.forward_queries);
+      const int64_t keys = tile.visible + tile.q_rows - 1;
+      EXPECT_LE(keys, most + 1);  // within a bucket of the sort
+      most = std::min(most, keys);
+      for (int r = 0; r < tile.q_rows; ++r) {
+        EXPECT_TRUE(
+            visible_of_row.insert({tile.q_begin + r, {tile.kv_begin, tile.visible + r}}).second);
+      }
+    }
+    size_t rows = 0;
+    for (const AttentionTask& task : tasks) {
+      rows += task.q_len;
+      for (int64_t i = 0; i < task.q_len; ++i) {
+        const auto found = visible_of_row.find(task.q_begin + i);
+        ASSERT_NE(found, visible_of_row.end());
+        EXPECT_EQ(found->second, std::make_pair(task.kv_begin, task.kv_len - task.q_len + i + 1));
+      }
+    }
+    EXPECT_EQ(visible_of_row.size(), rows);
+  }
+}
+
+// Plays the backward kernel's loop in ticket order: every contribution must find its turn.
+TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
+  std::mt19937 rng(2);
+  for (int round = 0; round < 40; ++round) {
+    std::vector<AttentionTask> tasks = RandomTasks(rng, 10, 900);
+    tasks.push_back({100000, 300, 50, 20});  // more queries than keys, keys shared with others
+    tasks.push_back({200000, 0, 0, 100});
+    tasks.push_back({300000, 10, 0, 0});
+    const SoftmaxAttentionTiling tiling = TilingOf(round % 2 == 0 ? 128 : 64);
+    const SoftmaxAttentionPlan plan =
+        PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, true);
+    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    std::vector<int> turns(view.num_query_tiles, 0);
+    std::map<int64_t, int> tiles_of_key;
+    for (int64_t i = 0; i < view.num_key_tiles; ++i) {
+      const KeyTile& keys = view.key_tiles[i];
+      ASSERT_LE(keys.kv_rows, tiling.backward_keys);
+      for (int r = 0; r < keys.kv_rows; ++r) ++tiles_of_key[keys.kv_begin + r];
+      int met = 0;
+      for (int64_t t = 0; t < view.num_tasks; ++t) {
+        const PlannedTask& task = view.tasks[t];
+        const bool meets = task.kv_begin < keys.kv_begin + keys.kv_rows &&
+                           task.kv_begin + task.kv_len > keys.kv_begin;
+        if (!meets) continue;
+        ++met;
+        EXPECT_GE(t, keys.task_begin);
+        EXPECT_LT(t, keys.task_end);
+        const int turn = (keys.kv_begin - task.first_key_tile_row) / tiling.backward_keys;
+        for (int row = 0; row < task.q_len; row += tiling.backward_queries) {
+          const int last = std::min(row + tiling.backward_queries, task.q_len) - 1;
+          const int end = task.kv_begin + task.kv_len - task.q_len + last + 1;
+          if (end <= std::max(keys.kv_begin, task.kv_begin)) continue;
+          EXPECT_EQ(turns[task.first_tile + row / tiling.backward_queries]++, turn);
+        }
+      }
+      EXPECT_GT(met, 0);
+    }
+    for (const auto& [key, count] : tiles_of_key) EXPECT_EQ(count, 1) << key;
+    for (const AttentionTask& task : tasks) {
+      if (task.q_len == 0) continue;
+      for (int64_t key = 0; key < task.kv_len; ++key) {
+        EXPECT_EQ(tiles_of_key.count(task.kv_begin + key), 1u);
+      }
+    }
+  }
+}
+
+TEST(SoftmaxAttentionPlanTest, AnEmptyListIsAnEmptyPlan) {
+  const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(nullptr, 0, TilingOf(128), true);
+  EXPECT_EQ(plan.num_forward_tiles, 0);
+  EXPECT_EQ(plan.num_key_tiles, 0);
+  EXPECT_TRUE(plan.bytes.empty());
+}
+
+TEST(LightningPlanTest, SegmentsCoverEveryDocumentInOrder) {
+  const std::vector<int64_t> cu_seqlens = {0, 0, 1, 700, 700, 1213, 2000};
+  const LightningPlan plan = PlanLightningAttention(cu_seqlens.data(), 6, 256);
+  const LightningPlanView view = ViewOf(plan, plan.bytes.data());
+  ASSERT_EQ(view.num_documents, 6);
+  int64_t row = 0, segment = 0;
+  for (int d = 0; d < 6; ++d) {
+    EXPECT_EQ(view.documents[d].begin, segment);
+    for (; segment < view.documents[d].end; ++segment) {
+      EXPECT_EQ(view.segments[segment].row_begin, row);
+      EXPECT_EQ(view.segments[segment].document, d);
+      EXPECT_TRUE(view.segments[segment].rows == 256 || segment + 1 == view.documents[d].end);
+      row += view.segments[segment].rows;
+    }
+    EXPECT_EQ(row, cu_seqlens[d + 1]);
+  }
+  EXPECT_EQ(segment, view.num_segments);
+}
+
+TEST(LightningPlanTest, SegmentLengthIsAMultipleOfTheChunk) {
+  for (const int64_t tokens : {1, 1000, 32768, 524288}) {
+    for (const int heads : {1, 16, 64}) {
+      const int rows = LightningSegmentRows(tokens, heads, 128, 132);
+      EXPECT_EQ(rows % kLightningChunk, 0);
+      EXPECT_GE(rows, kLightningChunk);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace evenkeel

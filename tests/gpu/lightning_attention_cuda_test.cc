@@ -1,0 +1,264 @@
+// The lightning attention kernels against the token recurrence in float64 on the host.
+#include "attention/kernels/cuda/lightning_attention_cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/gpu/device_array.h"
+
+namespace evenkeel {
+namespace {
+
+struct Case {
+  std::vector<int64_t> cu_seqlens;
+  int heads, head_dim, value_dim;
+  int segment_rows;
+  std::vector<float> slopes;
+  bool states;
+};
+
+struct Tensors {
+  int64_t tokens, qk_stride, v_stride;
+  std::vector<Bits> q, k, v, dout;
+  std::vector<float> initial, dfinal;
+};
+
+Tensors RandomTensors(const Case& c, std::mt19937& rng) {
+  Tensors t;
+  t.tokens = c.cu_seqlens.back();
+  t.qk_stride = c.heads * c.head_dim + 8;
+  t.v_stride = c.heads * c.value_dim + 16;
+  const auto fill = [&](int64_t stride, int64_t width) {
+    std::vector<Bits> x(t.tokens * stride, kPoison);
+    for (int64_t i = 0; i < t.tokens; ++i) {
+      for (int64_t j = 0; j < width; ++j) x[i * stride + j] = RandomBits(rng);
+    }
+    return x;
+  };
+  t.q = fill(t.qk_stride, c.heads * c.head_dim);
+  t.k = fill(t.qk_stride, c.heads * c.head_dim);
+  t.v = fill(t.v_stride, c.heads * c.value_dim);
+  t.dout = fill(t.v_stride, c.heads * c.value_dim);
+  if (c.states) {
+    const size_t size = (c.cu_seqlens.size() - 1) * c.heads * c.head_dim * c.value_dim;
+    std::normal_distribution<float> normal(0.0f, 3.0f);
+    t.initial.resize(size);
+    t.dfinal.resize(size);
+    for (float& x : t.initial) x = normal(rng);
+    for (float& x : t.dfinal) x = normal(rng);
+  }
+  return t;
+}
+
+struct Reference {
+  std::vector<double> out, final_state, dq, dk, dv, dinitial;
+};
+
+// S_t = lambda S_{t-1} + k_t v_t^T, out_t = S_t^T q_t; G_t = lambda G_{t+1} + q_t dout_t^T with G =
+// the final state's gradient after the last token, dq_t = S_t dout_t, dk_t = G_t v_t, dv_t = G_t^T
+// k_t.
+Reference Compute(const Case& c, const Tensors& t) {
+  const int H = c.heads, D = c.head_dim, E = c.value_dim;
+  const int64_t B = c.cu_seqlens.size() - 1;
+  Reference r;
+  r.out.assign(t.tokens * H * E, 0.0);
+  r.dv.assign(t.tokens * H * E, 0.0);
+  r.dq.assign(t.tokens * H * D, 0.0);
+  r.dk.assign(t.tokens * H * D, 0.0);
+  r.final_state.assign(B * H * D * E, 0.0);
+  r.dinitial.assign(B * H * D * E, 0.0);
+  std::vector<double> state(D * E), q(D), k(D), v(E), g(E);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int h = 0; h < H; ++h) {
+      const double lambda = std::exp(-static_cast<double>(c.slopes[h]));
+      const int64_t base = (b * H + h) * D * E;
+      const auto read = [&](int64_t i) {
+        for (int d = 0; d < D; ++d) {
+          q[d] = FromBits(t.q[i * t.qk_stride + h * D + d]);
+          k[d] = FromBits(t.k[i * t.qk_stride + h * D + d]);
+        }
+        for (int e = 0; e < E; ++e) {
+          v[e] = FromBits(t.v[i * t.v_stride + h * E + e]);
+          g[e] = FromBits(t.dout[i * t.v_stride + h * E + e]);
+        }
+      };
+      for (int i = 0; i < D * E; ++i) state[i] = c.states ? t.initial[base + i] : 0.0;
+      for (int64_t i = c.cu_seqlens[b]; i < c.cu_seqlens[b + 1]; ++i) {
+        read(i);
+        for (int d = 0; d < D; ++d) {
+          double dq = 0.0;
+          for (int e = 0; e < E; ++e) {
+            double& x = state[d * E + e];
+            x = lambda * x + k[d] * v[e];
+            r.out[(i * H + h) * E + e] += x * q[d];
+            dq += x * g[e];
+          }
+          r.dq[(i * H + h) * D + d] = dq;
+        }
+      }
+      std::copy(state.begin(), state.end(), r.final_state.begin() + base);
+      for (int i = 0; i < D * E; ++i) state[i] = c.states ? t.dfinal[base + i] : 0.0;
+      for (int64_t i = c.cu_seqlens[b + 1] - 1; i >= c.cu_seqlens[b]; --i) {
+        read(i);
+        for (int d = 0; d < D; ++d) {
+          double dk = 0.0;
+          for (int e = 0; e < E; ++e) {
+            double& x = state[d * E + e];
+            x += q[d] * g[e];
+            r.dv[(i * H + h) * E + e] += x * k[d];
+            dk += x * v[e];
+            x *= lambda;
+          }
+          r.dk[(i * H + h) * D + d] = dk;
+        }
+      }
+      std::copy(state.begin(), state.end(), r.dinitial.begin() + base);
+    }
+  }
+  return r;
+}
+
+struct Results {
+  std::vector<Bits> out, dq, dk, dv;
+  std::vector<float> final_state, dinitial;
+};
+
+void RunKernels(const Case& c, const Tensors& t, Results& results) {
+  const int64_t documents = c.cu_seqlens.size() - 1;
+  const LightningPlan plan = PlanLightningAttention(c.cu_seqlens.data(), documents, c.segment_rows);
+  const DeviceArray<std::byte> bytes(plan.bytes);
+  const DeviceArray<float> slopes(c.slopes);
+  const DeviceArray<Bits> q(t.q), k(t.k), v(t.v), dout(t.dout);
+  const DeviceArray<Bits> out(t.v.size()), dq(t.q.size()), dk(t.k.size()), dv(t.v.size());
+  const DeviceArray<float> initial(t.initial), dfinal(t.dfinal);
+  const size_t state_size = documents * c.heads * c.head_dim * c.value_dim;
+  const DeviceArray<float> final_state(state_size), dinitial(state_size);
+  const DeviceArray<std::byte> workspace(
+      std::max(LightningForwardWorkspaceBytes(plan, c.heads, c.head_dim, c.value_dim),
+               LightningBackwardWorkspaceBytes(plan, c.heads, c.head_dim, c.value_dim)));
+  LightningForwardParams f;
+  f.plan = ViewOf(plan, bytes.data());
+  f.num_heads = c.heads;
+  f.head_dim = c.head_dim;
+  f.value_dim = c.value_dim;
+  f.slopes = slopes.data();
+  f.q = q.data();
+  f.k = k.data();
+  f.v = v.data();
+  f.initial_state = c.states ? initial.data() : nullptr;
+  f.out = out.data();
+  f.final_state = final_state.data();
+  f.q_stride = f.k_stride = t.qk_stride;
+  f.v_stride = f.out_stride = t.v_stride;
+  f.workspace = workspace.data();
+  ASSERT_EQ(LaunchLightningForward(f, nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  LightningBackwardParams b;
+  b.forward = f;
+  b.dout = dout.data();
+  b.dfinal_state = c.states ? dfinal.data() : nullptr;
+  b.dq = dq.data();
+  b.dk = dk.data();
+  b.dv = dv.data();
+  b.dinitial_state = dinitial.data();
+  b.dout_stride = b.dv_stride = t.v_stride;
+  b.dq_stride = b.dk_stride = t.qk_stride;
+  b.workspace = workspace.data();
+  ASSERT_EQ(LaunchLightningBackward(b, nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  results = {out.Download(), dq.Download(),          dk.Download(),
+             dv.Download(),  final_state.Download(), dinitial.Download()};
+}
+
+constexpr double kBound = 6e-3;
+
+void Check(const Case& c, unsigned seed) {
+  SCOPED_TRACE("tokens " + std::to_string(c.cu_seqlens.back()) + " heads " +
+               std::to_string(c.heads) + " dims " + std::to_string(c.head_dim) + "/" +
+               std::to_string(c.value_dim) + " segments of " + std::to_string(c.segment_rows) +
+               " states " + std::to_string(c.states));
+  std::mt19937 rng(seed);
+  const Tensors t = RandomTensors(c, rng);
+  const Reference want = Compute(c, t);
+  Results got, again;
+  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, got));
+  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, again));
+  EXPECT_EQ(got.out, again.out);
+  EXPECT_EQ(got.dk, again.dk);
+  EXPECT_EQ(got.dinitial, again.dinitial);
+  int64_t touched = 0;
+  const auto error = [&](const std::vector<Bits>& x, const std::vector<double>& y, int64_t stride,
+                         int64_t width) {
+    RelativeError e;
+    for (int64_t i = 0; i < t.tokens; ++i) {
+      for (int64_t j = 0; j < stride; ++j) {
+        if (j < width) {
+          e.Add(FromBits(x[i * stride + j]), y[i * width + j]);
+        } else {
+          touched += x[i * stride + j] != kPoison;
+        }
+      }
+    }
+    return e.value();
+  };
+  const int64_t qk = c.heads * c.head_dim, ve = c.heads * c.value_dim;
+  EXPECT_LE(error(got.out, want.out, t.v_stride, ve), kBound);
+  EXPECT_LE(error(got.dq, want.dq, t.qk_stride, qk), kBound);
+  EXPECT_LE(error(got.dk, want.dk, t.qk_stride, qk), kBound);
+  EXPECT_LE(error(got.dv, want.dv, t.v_stride, ve), kBound);
+  EXPECT_EQ(touched, 0);
+  RelativeError final_state, dinitial;
+  for (size_t i = 0; i < want.final_state.size(); ++i) {
+    final_state.Add(got.final_state[i], want.final_state[i]);
+    dinitial.Add(got.dinitial[i], want.dinitial[i]);
+  }
+  EXPECT_LE(final_state.value(), kBound);
+  EXPECT_LE(dinitial.value(), kBound);
+}
+
+class LightningAttentionCudaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HasGpu()) GTEST_SKIP() << "no GPU";
+  }
+};
+
+TEST_F(LightningAttentionCudaTest, OneDocumentOfAnyLength) {
+  unsigned seed = 1;
+  for (const int64_t n : {1, 2, 63, 64, 65, 127, 128, 129, 300, 515}) {
+    Check({{0, n}, 2, 128, 128, 128, {0.7f, 0.01f}, n % 2 == 1}, seed++);
+  }
+}
+
+TEST_F(LightningAttentionCudaTest, EveryHeadSize) {
+  unsigned seed = 100;
+  for (const int d : {8, 64, 96, 128, 192, 256}) {
+    Check({{0, 200}, 1, d, d, 64, {0.1f}, true}, seed++);
+  }
+  Check({{0, 200}, 2, 256, 128, 64, {0.1f, 0.02f}, true}, seed++);
+  Check({{0, 200}, 2, 64, 128, 128, {0.1f, 0.02f}, true}, seed++);
+  Check({{0, 200}, 1, 128, 96, 64, {0.1f}, true}, seed++);
+}
+
+TEST_F(LightningAttentionCudaTest, PackedDocuments) {
+  for (const bool states : {false, true}) {
+    Check({{0, 0, 1, 70, 70, 333, 461, 461}, 3, 64, 64, 64, {0.8409f, 0.0625f, 0.0f}, states}, 200);
+    Check({{0, 5, 9, 12, 200, 456}, 2, 128, 128, 128, {0.25f, 0.004f}, states}, 201);
+  }
+}
+
+TEST_F(LightningAttentionCudaTest, DecayFromNoneToTotal) {
+  Check({{0, 300}, 5, 64, 64, 128, {0.0f, 8.4e-6f, 0.0039f, 4.0f, 60.0f}, true}, 300);
+}
+
+TEST_F(LightningAttentionCudaTest, NoTokens) {
+  Check({{0, 0, 0}, 2, 64, 64, 128, {0.1f, 0.2f}, true}, 400);
+}
+
+}  // namespace
+}  // namespace evenkeel
