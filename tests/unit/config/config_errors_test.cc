@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/exit_code.h"
 #include "tests/unit/config/sample_config.h"
 
@@ -180,8 +181,8 @@ TEST(ConfigErrors, HostileDocumentsEndQuickly) {
 
   std::string bomb = "train: {steps: 1}\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
   for (int i = 1; i < 13; ++i) {
-    const std::string p = "*a" + std::to_string(i - 1);
-    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [" + p;
+    const std::string p = absl::StrCat("*a", i - 1);
+    absl::StrAppend(&bomb, "a", i, ": &a", i, " [", p);
     for (int j = 1; j < 10; ++j) bomb += ", " + p;
     bomb += "]\n";
   }
@@ -190,9 +191,9 @@ TEST(ConfigErrors, HostileDocumentsEndQuickly) {
               HasSubstr("model.pattern: expected a list of strings, got a list in it"));
 
   std::string many;
-  for (int i = 0; i < 49000; ++i) many += "hiden_size" + std::to_string(i) + ": 1\n";
+  for (int i = 0; i < 49000; ++i) absl::StrAppend(&many, "hiden_size", i, ": 1\n");
   EXPECT_THAT(std::string(ReadSample(many, {}, &config).message()), HasSubstr("more errors"));
-  for (int i = 0; i < 2000; ++i) many += "k" + std::to_string(i) + ": 1\n";
+  for (int i = 0; i < 2000; ++i) absl::StrAppend(&many, "k", i, ": 1\n");
   EXPECT_THAT(std::string(ReadSample(many, {}, &config).message()),
               HasSubstr("more than 100000 values"));
 
