@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 namespace evenkeel {
 namespace {
@@ -24,18 +25,37 @@ struct Gemm {
     const T* a_part = a + (transpose_a ? row : row * a_stride);
     const T* b_part = b + (transpose_b ? column * b_stride : column);
     T* c_part = c + row * c_stride + column;
+    const auto k_size = static_cast<blasint>(k), n_size = static_cast<blasint>(columns);
+    const auto b_leading = static_cast<blasint>(b_stride);
+    if (rows == 1 && !transpose_a) {
+      // One token of a decode step: b is read once, and packing it first would triple the cost.
+      if (beta == 0) std::fill(c_part, c_part + columns, T{0});  // some versions keep a NaN there
+      const T factor = beta == 0 ? T{1} : static_cast<T>(beta);
+      Gemv(transpose_b ? CblasNoTrans : CblasTrans, transpose_b ? n_size : k_size,
+           transpose_b ? k_size : n_size, b_part, b_leading, a_part, factor, c_part);
+      return;
+    }
     const auto op_a = transpose_a ? CblasTrans : CblasNoTrans;
     const auto op_b = transpose_b ? CblasTrans : CblasNoTrans;
-    const auto gemm = [&] {
-      if constexpr (std::is_same_v<T, float>)
-        return cblas_sgemm;
-      else
-        return cblas_dgemm;
-    }();
-    gemm(CblasRowMajor, op_a, op_b, static_cast<blasint>(rows), static_cast<blasint>(columns),
-         static_cast<blasint>(k), T{1}, a_part, static_cast<blasint>(a_stride), b_part,
-         static_cast<blasint>(b_stride), static_cast<T>(beta), c_part,
-         static_cast<blasint>(c_stride));
+    const auto m_size = static_cast<blasint>(rows), a_leading = static_cast<blasint>(a_stride);
+    const auto c_leading = static_cast<blasint>(c_stride);
+    if constexpr (std::is_same_v<T, float>) {
+      cblas_sgemm(CblasRowMajor, op_a, op_b, m_size, n_size, k_size, 1, a_part, a_leading, b_part,
+                  b_leading, static_cast<T>(beta), c_part, c_leading);
+    } else {
+      cblas_dgemm(CblasRowMajor, op_a, op_b, m_size, n_size, k_size, 1, a_part, a_leading, b_part,
+                  b_leading, beta, c_part, c_leading);
+    }
+  }
+
+ private:
+  static void Gemv(CBLAS_TRANSPOSE op, blasint rows, blasint columns, const T* matrix,
+                   blasint leading, const T* x, T factor, T* y) {
+    if constexpr (std::is_same_v<T, float>) {
+      cblas_sgemv(CblasRowMajor, op, rows, columns, 1, matrix, leading, x, 1, factor, y, 1);
+    } else {
+      cblas_dgemv(CblasRowMajor, op, rows, columns, 1, matrix, leading, x, 1, factor, y, 1);
+    }
   }
 };
 
