@@ -42,7 +42,7 @@ class Runner {
          int64_t longest)
       : context_(context),
         pass_(pass),
-        chunk_(std::min(ChunkTokens(pass.key_size, pass.value_size), longest)),
+        chunk_(std::min(kChunkTokens, longest)),
         shape_(MakeChunkShape<T>(chunk_, pass.key_size, pass.value_size)) {
     T* storage = Allocate(pass.num_heads * (2 * shape_.max_tokens + 1));
     for (int64_t h = 0; h < pass.num_heads; ++h) {
