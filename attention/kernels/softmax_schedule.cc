@@ -53,16 +53,15 @@ void ForEachWithScratch(const OpContext& context, int64_t n, int64_t elements, c
 template <typename T>
 struct ForwardWork {
   SoftmaxForwardUnit unit;
-  int64_t chunk = -1;    // >= 0: a chunk of few queries, of kv head unit.head_first
+  int64_t chunk = -1;    // >= 0: a chunk of the few queries of unit.task
   T* partial = nullptr;  // its result
   int64_t cost = 0;      // (query, key) pairs
 };
 
-// The chunks of one task and key/value head, to be merged.
+// The chunks of one task, to be merged.
 template <typename T>
 struct FewQueriesWork {
   AttentionTask task;
-  int64_t kv_head = 0;
   int64_t num_chunks = 0;
   T* partials = nullptr;
 };
@@ -186,20 +185,18 @@ void RunSoftmaxForward(const OpContext& context, absl::Span<const AttentionTask>
     }
     has_few = true;
     const int64_t partial_size = FewQueriesPartial(params, task);
-    for (int64_t g = 0; g < params.num_kv_heads; ++g) {
-      FewQueriesWork<T> merge{task, g, CeilDiv(task.kv_len, kFewQueriesChunk), nullptr};
-      merge.partials = AllocateScratch<T>(context, partial_size * merge.num_chunks);
-      for (int64_t c = 0; c < merge.num_chunks; ++c) {
-        ForwardWork<T> item;
-        item.unit.task = task;
-        item.unit.head_first = g;
-        item.chunk = c;
-        item.partial = merge.partials + c * partial_size;
-        item.cost = params.group * task.q_len * std::min(kFewQueriesChunk, task.kv_len);
-        work.push_back(item);
-      }
-      merges.push_back(merge);
+    FewQueriesWork<T> merge{task, CeilDiv(task.kv_len, kFewQueriesChunk), nullptr};
+    merge.partials = AllocateScratch<T>(context, partial_size * merge.num_chunks);
+    for (int64_t c = 0; c < merge.num_chunks; ++c) {
+      ForwardWork<T> item;
+      item.unit.task = task;
+      item.chunk = c;
+      item.partial = merge.partials + c * partial_size;
+      item.cost = params.num_kv_heads * params.group * task.q_len *
+                  std::min(kFewQueriesChunk, task.kv_len - c * kFewQueriesChunk);
+      work.push_back(item);
     }
+    merges.push_back(merge);
   }
   if (threads > 1) {
     std::stable_sort(work.begin(), work.end(),
@@ -208,19 +205,18 @@ void RunSoftmaxForward(const OpContext& context, absl::Span<const AttentionTask>
   int64_t scratch_elements = 0;
   if (has_tiles) scratch_elements = SoftmaxForwardScratch(params, max_tiles);
   if (has_few) scratch_elements = std::max(scratch_elements, FewQueriesScratch(params));
-  ForEachWithScratch<T>(context, static_cast<int64_t>(work.size()), scratch_elements,
-                        [&](int64_t i, T* scratch) {
-                          const ForwardWork<T>& item = work[static_cast<size_t>(i)];
-                          if (item.chunk < 0) {
-                            SoftmaxForward<kWeighting, T>(params, item.unit, scratch);
-                          } else {
-                            FewQueriesForward<T>(params, item.unit.task, item.unit.head_first,
-                                                 item.chunk, scratch, item.partial);
-                          }
-                        });
+  ForEachWithScratch<T>(
+      context, static_cast<int64_t>(work.size()), scratch_elements, [&](int64_t i, T* scratch) {
+        const ForwardWork<T>& item = work[static_cast<size_t>(i)];
+        if (item.chunk < 0) {
+          SoftmaxForward<kWeighting, T>(params, item.unit, scratch);
+        } else {
+          FewQueriesForward<T>(params, item.unit.task, item.chunk, scratch, item.partial);
+        }
+      });
   context.pool.ParallelForEach(static_cast<int64_t>(merges.size()), [&](int64_t i) {
     const FewQueriesWork<T>& merge = merges[static_cast<size_t>(i)];
-    FewQueriesMerge<T>(params, merge.task, merge.kv_head, merge.num_chunks, merge.partials);
+    FewQueriesMerge<T>(params, merge.task, merge.num_chunks, merge.partials);
   });
 }
 

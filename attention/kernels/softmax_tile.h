@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "runtime/base/simd.h"
@@ -175,6 +176,10 @@ inline T Dot(const T* a, const T* b, int64_t size) {
   return simd::Sum<T>(sum0 + sum1) + tail;
 }
 
+// The integer as wide as T.
+template <typename T>
+using LaneOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
 // 0, 1, 2, ... in the lanes of T's integers.
 template <typename T>
 inline typename simd::IntOf<T>::type LaneIndices() {
@@ -188,7 +193,6 @@ inline typename simd::IntOf<T>::type LaneIndices() {
 template <typename T, int kVecs>
 [[gnu::always_inline]] inline void MaskTile(int64_t key, int64_t visible,
                                             simd::Vec<T> (&acc)[kTileRows][kVecs]) {
-  using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   const auto lanes = LaneIndices<T>();
   const simd::Vec<T> hidden = simd::Splat<T>(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 16
@@ -196,7 +200,7 @@ template <typename T, int kVecs>
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       // Blocks are short, so the difference fits an int32.
-      const auto first_seeing = static_cast<Lane>(key + r - visible + 1 - v * simd::kLanes<T>);
+      const auto first_seeing = static_cast<LaneOf<T>>(key + r - visible + 1 - v * simd::kLanes<T>);
       acc[r][v] = lanes >= first_seeing ? acc[r][v] : hidden;
     }
   }
@@ -248,6 +252,18 @@ template <typename T>
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) m[i] = turned[i];
   }
+}
+
+// Returns the sum over the lanes of each of kLanes vectors, one in each lane.
+template <typename T>
+[[gnu::always_inline]] inline simd::Vec<T> SumEach(simd::Vec<T> (&m)[simd::kLanes<T>]) {
+  TransposeSquare<T>(m);
+#pragma GCC unroll 4
+  for (int width = simd::kLanes<T> / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) m[i] += m[i + width];
+  }
+  return m[0];
 }
 
 // dst[c, r] = factor * src[r, c] for c < padded columns, r < padded_rows; zero where src has none.
