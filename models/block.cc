@@ -15,10 +15,6 @@
 namespace evenkeel {
 namespace {
 
-// Rows of the outer pieces' chunks: large enough for matrix products at full speed, small enough
-// that the widest intermediate (2 F columns) stays in the shared cache.
-constexpr int64_t kTokenChunk = 512;
-
 template <typename Body>
 void ForEachChunk(int64_t tokens, const Body& body) {
   for (int64_t begin = 0; begin < tokens; begin += kTokenChunk) {

@@ -1,0 +1,58 @@
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "launch/commands.h"
+#include "launch/config_options.h"
+#include "launch/rank_runtime.h"
+#include "launch/stop_request.h"
+#include "launch/trainer.h"
+#include "runtime/base/exit_code.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/comm/agreement.h"
+
+namespace evenkeel {
+namespace {
+
+absl::Status Train(const ConfigOptions& options) {
+  EK_ASSIGN_OR_RETURN(const RunConfig config, ReadRunConfig(options.file, options.overrides));
+  CatchStopSignals();
+  RankOptions rank_options;
+  rank_options.dtype = config.runtime.dtype;
+  rank_options.threads = config.runtime.threads;
+  rank_options.timeout_s = config.runtime.timeout_s;
+  return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
+    EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
+    EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
+    auto trainer = Trainer::Create(config, rank.context, rank.comm, rank.tracker);
+    EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
+    EK_RETURN_IF_ERROR((*trainer)->Run());
+    if (rank.comm.rank() == 0) {
+      std::cout << absl::StrCat("done: step ", (*trainer)->progress().step, ", loss ",
+                                (*trainer)->last_loss(), ", in ", config.folder, "\n\n")
+                << rank.tracker.Report() << std::flush;
+    }
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& app, CommandBody* body) {
+  CLI::App* command = app.add_subcommand("train", "Train a model; start N ranks with mpirun");
+  auto options = std::make_shared<ConfigOptions>();
+  AddConfigOptions(*command, options.get());
+  command->footer(
+      "Examples:\n"
+      "  mpirun -np 4 evenkeel train --config configs/quickstart.yaml\n"
+      "  mpirun -np 4 evenkeel train --config configs/quickstart.yaml \\\n"
+      "      --set train.steps=500 --set folder=runs/longer\n"
+      "\n"
+      "The same command goes on from the run folder's newest checkpoint. To stop and save:\n"
+      "  kill -USR1 $(pidof mpirun)      or      touch RUN_FOLDER/STOP\n"
+      "'evenkeel config keys' lists every key.");
+  command->callback([options, body] { *body = [options] { return Train(*options); }; });
+}
+
+}  // namespace evenkeel

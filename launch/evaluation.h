@@ -1,0 +1,43 @@
+// Perplexity on held-out documents, overall and by position in the document.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "models/model.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/data/indexed_dataset.h"
+
+namespace evenkeel {
+
+// Tokens whose position in their piece is in [begin, end).
+struct PositionBucket {
+  int64_t begin = 0;
+  int64_t end = 0;
+  double loss_sum = 0;
+  int64_t tokens = 0;
+};
+
+struct Evaluation {
+  double loss_sum = 0;                  // natural log
+  int64_t tokens = 0;                   // with a target
+  std::vector<PositionBucket> buckets;  // ascending, without gaps; [0, 64), then doubling
+
+  double loss() const;  // mean; 0 without tokens
+  double perplexity() const;
+};
+
+// Scores the pieces of SequentialOrder: each document from its start on, in pieces of at most
+// `sequence_length` tokens; with max_samples > 0 only so many, evenly spread over the data set.
+// Samples are dealt to the ranks in turn, and every rank of `comm` must call it; all get the same
+// result, whatever their number.
+absl::StatusOr<Evaluation> Evaluate(const OpContext& context, const Model& model,
+                                    const IndexedDataset& dataset, int64_t sequence_length,
+                                    int64_t max_samples, Communicator& comm);
+
+// A table of the buckets.
+std::string RenderBuckets(const Evaluation& evaluation);
+
+}  // namespace evenkeel

@@ -1,0 +1,90 @@
+// The program: parses the command line, runs a subcommand, and turns its status into an exit code.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "launch/commands.h"
+#include "runtime/base/exit_code.h"
+#include "runtime/base/log.h"
+#include "runtime/config/nearest_key.h"
+
+namespace evenkeel {
+namespace {
+
+constexpr char kFooter[] =
+    "Examples:\n"
+    "  mpirun -np 4 evenkeel train --config configs/quickstart.yaml\n"
+    "  evenkeel plan --config configs/llama3_8b.yaml --ranks 64\n"
+    "  evenkeel generate --model runs/quickstart --prompt 'The ship'\n"
+    "\n"
+    "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint, 5 diverged, 6 time-out,\n"
+    "7 peers lost, 8 out of memory, 75 stopped and saved (start the same command again).";
+
+// CLI11 says of a mistyped subcommand only that it was not expected.
+std::string SubcommandHint(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc && argv[i][0] != '-'; ++i) {
+    std::vector<std::string> names;
+    const CLI::App* next = nullptr;
+    for (const CLI::App* command : at->get_subcommands({})) {
+      names.push_back(command->get_name());
+      if (command->get_name() == argv[i]) next = command;
+    }
+    if (names.empty()) return "";
+    if (next == nullptr) {
+      const std::string nearest = NearestWord(argv[i], names);
+      return std::string("no subcommand '") + argv[i] + "'" +
+             (nearest.empty() ? "" : "; did you mean '" + nearest + "'?");
+    }
+    at = next;
+  }
+  return "";
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Evenkeel trains long-context language models on many ranks, evenly loaded.",
+               "evenkeel");
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  app.set_version_flag("--version", VersionText());
+  CommandBody body;
+  AddTrainCommand(app, &body);
+  AddEvalCommand(app, &body);
+  AddGenerateCommand(app, &body);
+  AddDataCommand(app, &body);
+  AddPlanCommand(app, &body);
+  AddConfigCommand(app, &body);
+  AddCheckpointCommand(app, &body);
+  AddDoctorCommand(app, &body);
+  AddCompletionCommand(app, &body);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& request) {
+    return app.exit(request);
+  } catch (const CLI::CallForAllHelp& request) {
+    return app.exit(request);
+  } catch (const CLI::CallForVersion& request) {
+    return app.exit(request);
+  } catch (const CLI::ParseError& error) {
+    const std::string hint = SubcommandHint(app, argc, argv);
+    std::fprintf(stderr, "error: %s\nRun with --help for usage and examples.\n",
+                 hint.empty() ? error.what() : hint.c_str());
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  const absl::Status status = body();
+  const ExitCode code = ExitCodeOf(status);
+  // All ranks end alike; one tells. A request to stop is no error.
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (!status.ok() && (rank == nullptr || std::string(rank) == "0")) {
+    Log(code == ExitCode::kPreempted ? LogLevel::kInfo : LogLevel::kError,
+        std::string(status.message()));
+  }
+  return static_cast<int>(code);
+}
+
+}  // namespace
+}  // namespace evenkeel
+
+int main(int argc, char** argv) { return evenkeel::Main(argc, argv); }

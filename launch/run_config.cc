@@ -1,0 +1,119 @@
+#include "launch/run_config.h"
+
+#include "runtime/base/status_macros.h"
+#include "runtime/config/config_fields.h"
+
+namespace evenkeel {
+namespace {
+
+constexpr int64_t kManySteps = int64_t{1} << 40;
+
+void DescribeData(ConfigFields& fields, DataConfig& config) {
+  fields.String("train", &config.train, "training data: prefix of a .bin and .idx pair");
+  fields.Required("train");
+  fields.String("validation", &config.validation, "held-out data, likewise; empty for none");
+  fields.Int("sequence_length", &config.sequence_length, "tokens a sample", 1, int64_t{1} << 32);
+}
+
+void DescribeTrain(ConfigFields& fields, TrainConfig& config) {
+  fields.Int("steps", &config.steps, "optimizer updates", 1, kManySteps);
+  fields.Int("global_batch_size", &config.global_batch_size, "samples a step, over all ranks", 1,
+             int64_t{1} << 32);
+  fields.Int("micro_batch_size", &config.micro_batch_size,
+             "samples a rank computes at once; the rest is accumulated", 1, int64_t{1} << 32);
+  fields.Float("lr", &config.schedule.lr, "highest learning rate", 0, 1e3);
+  fields.Float("min_lr", &config.schedule.min_lr, "learning rate at the end", 0, 1e3);
+  fields.Int("warmup_steps", &config.schedule.warmup_steps, "linear warm-up", 0, kManySteps);
+  fields.Enum("schedule", &config.schedule.decay, "cosine, or constant_then_decay",
+              {{"cosine", LrDecay::kCosine}, {"constant_then_decay", LrDecay::kConstantThenDecay}});
+  fields.Int("decay_steps", &config.schedule.decay_steps,
+             "last steps with linear decay (constant_then_decay)", 0, kManySteps);
+  fields.Float("weight_decay", &config.adamw.weight_decay, "AdamW, on matrices only", 0, 10);
+  fields.Float("beta1", &config.adamw.beta1, "AdamW", 0, 0.999999999);
+  fields.Float("beta2", &config.adamw.beta2, "AdamW", 0, 0.999999999);
+  fields.Float("eps", &config.adamw.eps, "AdamW", 1e-30, 1);
+  fields.Float("clip_norm", &config.clip_norm, "bound on the global gradient norm; 0 = none", 0,
+               1e12);
+  fields.Int("eval_every", &config.eval_every, "steps between evaluations; 0 = only at the end", 0,
+             kManySteps);
+  fields.Int("eval_samples", &config.eval_samples, "held-out samples an evaluation; 0 = all", 0,
+             kManySteps);
+  fields.Int("log_every", &config.log_every, "steps between log lines", 1, kManySteps);
+  fields.Float("max_minutes", &config.max_minutes, "save and leave after so long; 0 = no limit", 0,
+               1e9);
+  fields.Enum("on_nonfinite", &config.on_nonfinite, "when loss or gradient is not finite",
+              {{"stop", NonFinitePolicy::kStop}, {"skip", NonFinitePolicy::kSkip}});
+  fields.String("init_from", &config.init_from,
+                "folder with weights to start from (Hugging Face layout); empty = random");
+  config.schedule.total_steps = config.steps;
+  if (config.schedule.min_lr > config.schedule.lr) {
+    fields.Error("min_lr", "is larger than lr");
+  }
+  if (config.schedule.warmup_steps > config.steps) {
+    fields.Error("warmup_steps", "is larger than steps");
+  }
+}
+
+void DescribeCheckpoint(ConfigFields& fields, CheckpointConfig& config) {
+  fields.Int("every", &config.every, "steps between checkpoints; 0 = only at the end", 0,
+             kManySteps);
+  fields.Int("keep_last", &config.keep_last, "checkpoints to keep", 1, 1000000);
+  fields.Enum("resume", &config.resume, "go on from the run folder's newest checkpoint, or refuse",
+              {{"auto", ResumePolicy::kAuto}, {"never", ResumePolicy::kNever}});
+  fields.Bool("fallback", &config.fallback,
+              "resume from an older checkpoint if the newest is damaged");
+  fields.Enum("on_error", &config.on_error, "when a checkpoint cannot be written",
+              {{"continue", SaveErrorPolicy::kContinue}, {"stop", SaveErrorPolicy::kStop}});
+}
+
+void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
+  fields.Enum("dtype", &config.dtype, "of weights and activations",
+              {{"float32", DType::kF32}, {"float64", DType::kF64}});
+  fields.Int("threads", &config.threads, "threads a rank; 0 = cores shared among the host's ranks",
+             0, 4096);
+  fields.Enum("recompute", &config.recompute,
+              "activations computed again in the backward pass to save memory",
+              {{"none", Recompute::kNone}, {"mlp", Recompute::kMlp}, {"layer", Recompute::kLayer}});
+  fields.Float("timeout_s", &config.timeout_s, "longest wait for other ranks, seconds", 0.01, 1e7);
+  fields.Int("bucket_mb", &config.bucket_mb, "MiB of gradients reduced at a time", 1, 65536);
+  fields.Float("peak_gflops", &config.peak_gflops,
+               "peak of a rank for mfu; 0 = a matrix product measured at the start", 0, 1e12);
+}
+
+}  // namespace
+
+void DescribeFields(ConfigFields& fields, RunConfig& config) {
+  fields.String("folder", &config.folder, "run folder: checkpoints, metrics, plots");
+  fields.Int("seed", &config.seed, "of initial weights and sample order", 0, int64_t{1} << 62);
+  fields.Section("model", "the model's shape",
+                 [&](ConfigFields& section) { DescribeFields(section, config.model); });
+  fields.Section("data", "what to train on",
+                 [&](ConfigFields& section) { DescribeData(section, config.data); });
+  fields.Section("train", "how to train",
+                 [&](ConfigFields& section) { DescribeTrain(section, config.train); });
+  fields.Section("checkpoint", "when to save, how to resume",
+                 [&](ConfigFields& section) { DescribeCheckpoint(section, config.checkpoint); });
+  fields.Section("runtime", "how to run it on this machine",
+                 [&](ConfigFields& section) { DescribeRuntime(section, config.runtime); });
+  const ModelConfig& model = config.model;
+  if (model.max_position_embeddings > 0 &&
+      config.data.sequence_length > model.max_position_embeddings) {
+    fields.Error("data.sequence_length",
+                 "is longer than model.max_position_embeddings: the model is not meant for it");
+  }
+}
+
+absl::StatusOr<RunConfig> ReadRunConfig(const std::string& file,
+                                        const std::vector<std::string>& overrides) {
+  RunConfig config;
+  EK_RETURN_IF_ERROR(
+      ReadConfig(file, overrides, [&](ConfigFields& fields) { DescribeFields(fields, config); }));
+  return config;
+}
+
+std::string ToYaml(const RunConfig& config) {
+  RunConfig copy = config;
+  return WriteConfig([&](ConfigFields& fields) { DescribeFields(fields, copy); });
+}
+
+}  // namespace evenkeel

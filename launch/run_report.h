@@ -1,0 +1,58 @@
+// What a run writes and shows while it trains: the progress line, metrics.jsonl, TensorBoard events
+// and, at the end, loss.svg. Only rank 0 has one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "launch/evaluation.h"
+#include "launch/run_config.h"
+#include "runtime/metrics/metrics_log.h"
+#include "runtime/metrics/progress_line.h"
+#include "runtime/metrics/tensorboard_writer.h"
+
+namespace evenkeel {
+
+struct StepMetrics {
+  int64_t step = 0;  // updates done
+  double loss = 0;
+  double grad_norm = 0;
+  double lr = 0;
+  int64_t tokens = 0;        // seen since the beginning of the run
+  int64_t valid_tokens = 0;  // with a target, in this step
+  double step_seconds = 0;
+  double tokens_per_s = 0;
+  double model_flops = 0;  // of the step, over all ranks
+  double mfu = 0;          // share of the ranks' peak
+  double exposed_comm_seconds = 0;
+  double data_seconds = 0;
+  int64_t memory_bytes = 0;  // peak of rank 0
+};
+
+class RunReport {
+ public:
+  // `restored_step` > 0 for a resumed run: what earlier processes reported beyond it is superseded.
+  static absl::StatusOr<RunReport> Open(const RunConfig& config, int64_t restored_step);
+
+  void Step(const StepMetrics& metrics);
+  void Eval(int64_t step, const Evaluation& evaluation);
+  void Checkpoint(int64_t step, double seconds);
+  void Fault(int64_t step, const std::string& what);
+  void Message(const std::string& line) { progress_->Message(line); }
+  void Finish() { progress_->Finish(); }
+
+  // Draws loss.svg from the whole history in metrics.jsonl. Returns its path.
+  absl::StatusOr<std::string> PlotLoss() const;
+
+ private:
+  RunReport(const RunConfig& config, MetricsLog log, TensorBoardWriter tensorboard);
+
+  RunConfig config_;
+  MetricsLog log_;
+  TensorBoardWriter tensorboard_;
+  std::unique_ptr<ProgressLine> progress_;
+};
+
+}  // namespace evenkeel

@@ -1,0 +1,303 @@
+#include "launch/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "launch/evaluation.h"
+#include "launch/machine.h"
+#include "launch/run_folder.h"
+#include "launch/stop_request.h"
+#include "models/hugging_face.h"
+#include "models/model_shape.h"
+#include "runtime/base/exit_code.h"
+#include "runtime/base/log.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/comm/agreement.h"
+#include "runtime/ops/elementwise.h"
+#include "scheduler/flops.h"
+
+namespace evenkeel {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
+  std::vector<int64_t> lengths;
+  for (size_t i = 1; i < batch.cu_seqlens.size(); ++i) {
+    lengths.push_back(batch.cu_seqlens[i] - batch.cu_seqlens[i - 1]);
+  }
+  return lengths;
+}
+
+}  // namespace
+
+Trainer::Trainer(const RunConfig& config, const OpContext& context, Communicator& comm,
+                 MemoryTracker& tracker, TrainingData data, Model model, Optimizer optimizer)
+    : config_(config),
+      context_(context),
+      comm_(comm),
+      tracker_(tracker),
+      data_(std::move(data)),
+      model_(std::move(model)),
+      optimizer_(std::move(optimizer)),
+      shape_(ShapeOf(config.model)),
+      start_seconds_(Now()) {}
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
+                                                         const OpContext& context,
+                                                         Communicator& comm,
+                                                         MemoryTracker& tracker) {
+  EK_ASSIGN_OR_RETURN(
+      TrainingData data,
+      TrainingData::Open(config.data.train, config.model.vocab_size, config.data.sequence_length,
+                         static_cast<uint64_t>(config.seed)));
+  EK_ASSIGN_OR_RETURN(Model model, Model::Create(config.model, context.dtype,
+                                                 /*with_gradients=*/true, tracker));
+  EK_ASSIGN_OR_RETURN(Optimizer optimizer,
+                      Optimizer::Create(model, config.train.adamw, tracker));
+  std::unique_ptr<Trainer> trainer(new Trainer(config, context, comm, tracker, std::move(data),
+                                               std::move(model), std::move(optimizer)));
+  if (!config.data.validation.empty()) {
+    EK_ASSIGN_OR_RETURN(trainer->validation_,
+                        IndexedDataset::Open(config.data.validation, config.model.vocab_size));
+  }
+  return trainer;
+}
+
+absl::Status Trainer::Start() {
+  absl::Status status;
+  if (comm_.rank() == 0) {
+    status = [&]() -> absl::Status {
+      EK_RETURN_IF_ERROR(MakeFolders(config_.folder));
+      EK_ASSIGN_OR_RETURN(lock_, RunLock::Acquire(config_.folder));
+      RemoveStopFile(config_.folder);
+      EK_ASSIGN_OR_RETURN(store_, CheckpointStore::Open(config_.folder + "/checkpoints",
+                                                        CheckpointAccess::kReadWrite));
+      EK_ASSIGN_OR_RETURN(const std::vector<int64_t> steps, store_->Steps());
+      if (config_.checkpoint.resume == ResumePolicy::kNever && !steps.empty()) {
+        return WithExitCode(
+            absl::FailedPreconditionError(absl::StrCat(
+                config_.folder, " holds checkpoints up to step ", steps.back(),
+                " and checkpoint.resume is never: name another folder, or remove them")),
+            ExitCode::kUsage);
+      }
+      return WriteTextFile(config_.folder + "/resolved.yaml", ToYaml(config_));
+    }();
+  }
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, status, "run folder"));
+
+  TrainingProgress expected;
+  expected.seed = config_.seed;
+  expected.sequence_length = config_.data.sequence_length;
+  expected.data_fingerprint = data_.dataset().fingerprint();
+  EK_ASSIGN_OR_RETURN(
+      const bool restored,
+      RestoreTraining(comm_, store_.has_value() ? &*store_ : nullptr, config_.checkpoint.fallback,
+                      expected, &progress_, model_, optimizer_));
+  if (!restored && config_.train.init_from.empty()) {
+    model_.layout().Initialize(context_, static_cast<uint64_t>(config_.seed),
+                               model_.weights().view());
+  } else if (!restored) {
+    EK_RETURN_IF_ERROR(AgreeOnStatus(
+        comm_,
+        ReadWeights(config_.train.init_from, config_.model, model_.layout(),
+                    model_.weights().view()),
+        "initial weights"));
+  }
+  saved_step_ = restored ? progress_.step : -1;
+
+  peak_flops_ = config_.runtime.peak_gflops > 0 ? config_.runtime.peak_gflops * 1e9
+                                                : MeasurePeakFlops(context_);
+  if (comm_.rank() == 0) {
+    EK_ASSIGN_OR_RETURN(report_, RunReport::Open(config_, progress_.step));
+    report_->Message(absl::StrFormat(
+        "%s %d parameters, %d documents, %d samples an epoch, %d rank%s of %d thread%s",
+        restored ? absl::StrCat("resumed at step ", progress_.step, ":") : "starting:",
+        model_.layout().num_parameters(), data_.dataset().num_documents(),
+        data_.num_samples_per_epoch(), comm_.size(), comm_.size() > 1 ? "s" : "",
+        context_.pool.num_threads(), context_.pool.num_threads() > 1 ? "s" : ""));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Run() {
+  EK_RETURN_IF_ERROR(Start());
+  bool stop = false;
+  while (progress_.step < config_.train.steps && !stop) {
+    comm_.SetStep(progress_.step + 1);
+    const double begin = Now();
+    EK_ASSIGN_OR_RETURN(const StepResult result, Step());
+    EK_RETURN_IF_ERROR(ReportStep(result, Now() - begin));
+    stop = result.stop_requested;
+    const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
+    if (due(config_.train.eval_every) && !stop) EK_RETURN_IF_ERROR(EvaluateHeldOut());
+    if (due(config_.checkpoint.every) && !stop) EK_RETURN_IF_ERROR(Save());
+  }
+  const bool done = progress_.step >= config_.train.steps;
+  if (done && evaluated_step_ != progress_.step) EK_RETURN_IF_ERROR(EvaluateHeldOut());
+  if (saved_step_ != progress_.step) EK_RETURN_IF_ERROR(Save());
+  if (report_.has_value()) {
+    report_->Finish();
+    if (auto plot = report_->PlotLoss(); !plot.ok()) {
+      LogWarning(absl::StrCat("no loss.svg: ", std::string(plot.status().message())));
+    }
+  }
+  if (done) return absl::OkStatus();
+  return WithExitCode(
+      absl::CancelledError(absl::StrCat("stopped at step ", progress_.step, " of ",
+                                        config_.train.steps,
+                                        ", saved; the same command goes on from there")),
+      ExitCode::kPreempted);
+}
+
+absl::StatusOr<Trainer::StepResult> Trainer::Step() {
+  StepResult result;
+  const double begin = Now();
+  std::vector<PackedBatch> batches;
+  absl::Status data_status;
+  double counts[2] = {0, 0};  // targets, FLOPs
+  for (const MicroBatch& micro :
+       MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
+                          config_.train.micro_batch_size, comm_.rank(), comm_.size())) {
+    auto batch = data_.Read(micro);
+    if (!batch.ok()) {
+      data_status = batch.status();
+      break;
+    }
+    counts[0] += static_cast<double>(batch->num_valid());
+    counts[1] += TrainingFlops(shape_, PieceLengths(*batch)).total();
+    batches.push_back(*std::move(batch));
+  }
+  if (batches.empty()) batches.emplace_back();  // takes part in the reductions all the same
+  result.data_seconds = Now() - begin;
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, data_status, "training data"));
+  EK_RETURN_IF_ERROR(
+      comm_.AllReduce(TensorView(counts, DType::kF64, {2}), ReduceOp::kSum, "target counts"));
+  result.valid_tokens = static_cast<int64_t>(counts[0]);
+  result.model_flops = counts[1];
+
+  // The loss is the mean over all tokens of the global batch that have a target, counted once: a
+  // rank's share of it follows from what it holds, which may be nothing.
+  const double scale = counts[0] > 0 ? 1 / counts[0] : 0;
+  GradientReducer reducer(comm_, model_.gradients().view(),
+                          (config_.runtime.bucket_mb << 20) / SizeOf(context_.dtype));
+  double sums[2] = {0, StopRequested() ? 1.0 : 0.0};  // losses, requests to stop
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const bool last = i + 1 == batches.size();
+    sums[0] += model_.ForwardBackward(
+        context_, batches[i], scale, config_.runtime.recompute,
+        [&](int64_t range_begin, int64_t range_end) {
+          if (last) reducer.MarkFinal(range_begin, range_end);
+        });
+  }
+  EK_RETURN_IF_ERROR(reducer.Finish());
+  result.exposed_comm_seconds = reducer.exposed_seconds();
+  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(sums, DType::kF64, {2}), ReduceOp::kSum,
+                                     "loss and requests to stop"));
+  result.loss = sums[0] * scale;
+  result.stop_requested = sums[1] > 0;
+  result.grad_norm = Optimizer::GradientNorm(context_, model_);
+
+  // Every rank sees the same loss and the same gradients, so all decide alike.
+  const bool finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
+  if (!finite && config_.train.on_nonfinite == NonFinitePolicy::kStop) {
+    if (report_.has_value()) report_->Finish();
+    return WithExitCode(
+        absl::OutOfRangeError(absl::StrFormat(
+            "step %d: loss %g, gradient norm %g: not finite, and no weight was updated. The last "
+            "checkpoint is in %s/checkpoints; a lower train.lr or more train.warmup_steps may help",
+            progress_.step + 1, result.loss, result.grad_norm, config_.folder)),
+        ExitCode::kDiverged);
+  }
+  result.applied = finite && result.valid_tokens > 0;
+  if (result.applied) {
+    const double clip = config_.train.clip_norm;
+    const double factor = clip > 0 && result.grad_norm > clip ? clip / result.grad_norm : 1.0;
+    optimizer_.Step(context_, LearningRate(config_.train.schedule, progress_.step),
+                    progress_.step + 1, factor, model_);
+  } else {
+    SetZero(context_, model_.gradients().view());
+  }
+  progress_.step += 1;
+  progress_.samples += config_.train.global_batch_size;
+  progress_.tokens += config_.train.global_batch_size * config_.data.sequence_length;
+  return result;
+}
+
+absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
+  last_loss_ = result.loss;
+  if (!report_.has_value()) return absl::OkStatus();
+  if (!result.applied) {
+    report_->Fault(progress_.step, result.valid_tokens == 0
+                                       ? "skipped: no token of the batch has a target"
+                                       : "skipped: loss or gradient not finite");
+  }
+  const bool due = progress_.step % config_.train.log_every == 0 ||
+                   progress_.step == config_.train.steps || result.stop_requested;
+  if (!due) return absl::OkStatus();
+  StepMetrics metrics;
+  metrics.step = progress_.step;
+  metrics.loss = result.loss;
+  metrics.grad_norm = result.grad_norm;
+  metrics.lr = LearningRate(config_.train.schedule, progress_.step - 1);
+  metrics.tokens = progress_.tokens;
+  metrics.valid_tokens = result.valid_tokens;
+  metrics.step_seconds = seconds;
+  metrics.tokens_per_s = static_cast<double>(config_.train.global_batch_size *
+                                             config_.data.sequence_length) /
+                         seconds;
+  metrics.model_flops = result.model_flops;
+  metrics.mfu = result.model_flops / seconds / (peak_flops_ * comm_.size());
+  metrics.exposed_comm_seconds = result.exposed_comm_seconds;
+  metrics.data_seconds = result.data_seconds;
+  metrics.memory_bytes = tracker_.peak_total();
+  report_->Step(metrics);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::EvaluateHeldOut() {
+  evaluated_step_ = progress_.step;
+  if (!validation_.has_value()) return absl::OkStatus();
+  EK_ASSIGN_OR_RETURN(const Evaluation evaluation,
+                      Evaluate(context_, model_, *validation_, config_.data.sequence_length,
+                               config_.train.eval_samples, comm_));
+  if (report_.has_value()) report_->Eval(progress_.step, evaluation);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Save() {
+  absl::Status status;
+  if (store_.has_value()) {
+    const double begin = Now();
+    status = SaveTraining(*store_, progress_, static_cast<int>(config_.checkpoint.keep_last),
+                          model_, optimizer_);
+    if (status.ok()) {
+      report_->Checkpoint(progress_.step, Now() - begin);
+    } else if (config_.checkpoint.on_error == SaveErrorPolicy::kContinue &&
+               progress_.step < config_.train.steps && !StopRequested()) {
+      report_->Fault(progress_.step, absl::StrCat("checkpoint not saved, training goes on: ",
+                                                  std::string(status.message())));
+      status = absl::OkStatus();
+    }
+  }
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, status, "checkpoint"));
+  saved_step_ = progress_.step;
+  return absl::OkStatus();
+}
+
+bool Trainer::StopRequested() const {
+  if (!CaughtSignal().empty()) return true;
+  if (comm_.rank() != 0) return false;
+  return HasStopFile(config_.folder) ||
+         (config_.train.max_minutes > 0 && Elapsed() > 60 * config_.train.max_minutes);
+}
+
+double Trainer::Elapsed() const { return Now() - start_seconds_; }
+
+}  // namespace evenkeel

@@ -1,0 +1,84 @@
+// The training loop: the program's centre, read it top to bottom.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "launch/run_config.h"
+#include "launch/run_report.h"
+#include "launch/training_data.h"
+#include "launch/training_state.h"
+#include "models/model.h"
+#include "models/optimizer.h"
+#include "parallel/gradient_reducer.h"
+#include "runtime/checkpoint/run_lock.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/ops/op_context.h"
+#include "scheduler/model_shape.h"
+
+namespace evenkeel {
+
+// One rank's trainer. Every rank of `comm` makes the same calls.
+class Trainer {
+ public:
+  // Opens the data, builds the model, and restores the newest checkpoint of the run folder if there
+  // is one. Rank 0 takes the run folder's lock.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config,
+                                                         const OpContext& context,
+                                                         Communicator& comm,
+                                                         MemoryTracker& tracker);
+
+  // Trains to the configured step. A request to stop (signal, STOP file, wall-time limit) saves and
+  // returns a status with ExitCode::kPreempted; a loss that is not finite one with kDiverged.
+  absl::Status Run();
+
+  const TrainingProgress& progress() const { return progress_; }
+  double last_loss() const { return last_loss_; }
+
+ private:
+  struct StepResult {
+    double loss = 0;
+    double grad_norm = 0;
+    int64_t valid_tokens = 0;
+    double model_flops = 0;
+    double exposed_comm_seconds = 0;
+    double data_seconds = 0;
+    bool applied = false;  // false: no token had a target, or the step was not finite
+    bool stop_requested = false;
+  };
+
+  Trainer(const RunConfig& config, const OpContext& context, Communicator& comm,
+          MemoryTracker& tracker, TrainingData data, Model model, Optimizer optimizer);
+
+  absl::Status Start();
+  absl::StatusOr<StepResult> Step();
+  absl::Status ReportStep(const StepResult& result, double seconds);
+  absl::Status EvaluateHeldOut();
+  absl::Status Save();
+  bool StopRequested() const;
+  double Elapsed() const;
+
+  RunConfig config_;
+  OpContext context_;
+  Communicator& comm_;
+  MemoryTracker& tracker_;
+  TrainingData data_;
+  std::optional<IndexedDataset> validation_;
+  Model model_;
+  Optimizer optimizer_;
+  ModelShape shape_;
+  TrainingProgress progress_;
+  double start_seconds_ = 0;
+  double peak_flops_ = 0;  // of a rank
+  double last_loss_ = 0;
+  int64_t saved_step_ = -1;
+  int64_t evaluated_step_ = -1;
+
+  // Rank 0 only.
+  std::optional<RunLock> lock_;
+  std::optional<CheckpointStore> store_;
+  std::optional<RunReport> report_;
+};
+
+}  // namespace evenkeel
