@@ -257,14 +257,19 @@ __device__ __forceinline__ void LoadQueries(const SoftmaxBackwardParams& b, cons
   }
 }
 
-__device__ __forceinline__ void WaitForTurn(const uint32_t* counter, uint32_t turn, int lane) {
-  if (lane == 0) {
-    uint32_t seen;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen != turn);
-  }
-  __syncwarp();
+// Counters are read relaxed: what follows are additions in the L2 cache, where the earlier
+// contributions were when their block counted them, and they are issued only once the value is
+// known.
+__device__ __forceinline__ uint32_t ReadCounter(const uint32_t* counter) {
+  uint32_t seen;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  return seen;
+}
+
+// All contributions of the block have been ordered before by a barrier.
+__device__ __forceinline__ void CountContribution(uint32_t* counter) {
+  __threadfence();
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
 // Adds to, or writes, one output of the key tile. `covered` has a bit for every row of this lane
@@ -397,10 +402,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
     }
-    // The contribution of the step before has long arrived by now, so this fence waits for little.
-    if (signal != nullptr) __threadfence();
     __syncthreads();
-    if (signal != nullptr && thread == 0) atomicAdd(signal, 1);
+    // The contribution of the step before has long arrived by now, so its fence waits for little.
+    if (signal != nullptr && thread == 0) CountContribution(signal);
+
+    const int64_t tile =
+        int64_t{now.task.first_tile + now.tile} * p.num_heads + first_head + now.group_head;
+    const int turn = (keys.kv_begin - now.task.first_key_tile_row) / kKeys;
+    signal = turns + tile;
+    uint32_t seen = ReadCounter(signal);  // arrives while the products run
 
     AddProductTN<kQueries, kQueries, kQueries>(dv,
                                                PartAt<kQueries>(p_tile, cols_first, 0, grad_row),
@@ -412,12 +422,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     AddProductNN<kQueries, kKeys, kKeys>(dq, PartAt<kQueries>(ds_tile, rows_first, score_row, 0),
                                          PartAt<kKeys>(k_tile, rows_first, 0, dq_col));
 
-    const int64_t tile =
-        int64_t{now.task.first_tile + now.tile} * p.num_heads + first_head + now.group_head;
-    const int turn = (keys.kv_begin - now.task.first_key_tile_row) / kKeys;
     float* const dq_tile = w.dq + tile * Shape::kTileFloats;
-    signal = turns + tile;
-    if (turn > 0) WaitForTurn(signal, turn, lane);
+    while (seen != static_cast<uint32_t>(turn)) seen = ReadCounter(signal);
 #pragma unroll
     for (int r = 0; r < kDqRows; ++r) {
 #pragma unroll
@@ -443,9 +449,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       CommitCopies();
     }
   }
-  __threadfence();
   __syncthreads();
-  if (signal != nullptr && thread == 0) atomicAdd(signal, 1);
+  if (signal != nullptr && thread == 0) CountContribution(signal);
 
   StoreKeyGradient(dk, b.dk, b.dk_stride, int64_t{keys.kv_begin} + grad_row, kv_head * p.head_dim,
                    grad_col, p.head_dim, p.scale, b.accumulate, covered, lane);

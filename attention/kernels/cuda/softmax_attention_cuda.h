@@ -24,6 +24,8 @@ struct SoftmaxForwardParams {
   int head_dim = 0;               // D
   int value_dim = 0;              // E
   float scale = 1.0f;
+  int64_t q_rows = 0;   // T_q
+  int64_t kv_rows = 0;  // T_kv
   const void* q = nullptr;  // bf16 [T_q, H, D]
   const void* k = nullptr;  // bf16 [T_kv, G, D]
   const void* v = nullptr;  // bf16 [T_kv, G, E]
@@ -33,6 +35,7 @@ struct SoftmaxForwardParams {
   int64_t k_stride = 0;
   int64_t v_stride = 0;
   int64_t out_stride = 0;
+  bool portable = false;  // the kernel of sm_80 on any GPU
 };
 
 // Enqueues the forward pass. Writes out and lse at the tasks' query rows and nothing else. Returns

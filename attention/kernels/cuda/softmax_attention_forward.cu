@@ -10,6 +10,7 @@
 
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
+#include "attention/kernels/cuda/softmax_attention_sm90.h"
 
 namespace evenkeel {
 namespace {
@@ -17,10 +18,11 @@ namespace {
 template <int kDim>
 struct ForwardShape {
   static constexpr int kHeadDim = kDim;  // head sizes up to this one
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = kDim <= 128 ? 4 : 8;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRowTiles = kDim <= 128 ? 2 : 1;  // 16-row tiles a warp
   static constexpr int kQueries = kWarps * kRowTiles * 16;
+  static constexpr int kBlocksPerMultiprocessor = kDim <= 128 ? 2 : 1;
   static constexpr int kKeys = kDim <= 128 ? 64 : 32;
   static constexpr int kQBytes = kQueries * kDim * 2;
   static constexpr int kStageBytes = kKeys * kDim * 2 * 2;
@@ -53,7 +55,7 @@ __device__ __forceinline__ void StoreEmptyTile(const SoftmaxForwardParams& p, co
 }
 
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 2)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocessor)
     SoftmaxForwardKernel(const __grid_constant__ SoftmaxForwardParams p) {
   constexpr int kDim = Shape::kHeadDim, kKeys = Shape::kKeys, kRowTiles = Shape::kRowTiles;
   constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
@@ -238,13 +240,22 @@ cudaError_t Launch(const SoftmaxForwardParams& params, cudaStream_t stream) {
 cudaError_t LaunchSoftmaxForward(const SoftmaxForwardParams& params, cudaStream_t stream) {
   const int dim = std::max(params.head_dim, params.value_dim);
   if (std::min(params.head_dim, params.value_dim) < 8 || dim > 256 || params.head_dim % 8 != 0 ||
-      params.value_dim % 8 != 0 || params.num_kv_heads < 1 ||
-      params.num_heads % params.num_kv_heads != 0 || params.q_stride % 8 != 0 ||
-      params.k_stride % 8 != 0 || params.v_stride % 8 != 0 || params.out_stride % 8 != 0 ||
-      params.plan.num_forward_tiles * params.num_heads > INT32_MAX) {
+      params.value_dim % 8 != 0 || params.num_kv_heads < 1 || params.q_rows < 0 ||
+      params.kv_rows < 0 || params.num_heads % params.num_kv_heads != 0 ||
+      params.q_stride % 8 != 0 || params.k_stride % 8 != 0 || params.v_stride % 8 != 0 ||
+      params.out_stride % 8 != 0 || params.plan.num_forward_tiles * params.num_heads > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
   if (params.plan.num_forward_tiles == 0) return cudaSuccess;
+  if (!params.portable) {
+    int device = 0, major = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+      error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (error != cudaSuccess) return error;
+    if (major == 9) return LaunchSoftmaxForwardSm90(params, stream);
+  }
   if (dim <= 64) return Launch<64>(params, stream);
   if (dim <= 128) return Launch<128>(params, stream);
   return Launch<256>(params, stream);

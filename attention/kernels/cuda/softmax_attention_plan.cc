@@ -137,7 +137,7 @@ void Append(const std::vector<T>& items, std::vector<std::byte>& bytes) {
 SoftmaxAttentionTiling TilingOf(int head_dim) {
   if (head_dim <= 64) return {128, 128, 128};
   if (head_dim <= 128) return {128, 64, 128};
-  return {64, 64, 64};
+  return {128, 64, 64};
 }
 
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
