@@ -2,6 +2,7 @@
 // a background of its own, so that it reads alike in browsers, light or dark, and in documents.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 

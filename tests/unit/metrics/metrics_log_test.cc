@@ -2,11 +2,11 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -1,6 +1,6 @@
 #include "runtime/metrics/trace_writer.h"
 
-#include <limits>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
