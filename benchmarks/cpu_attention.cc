@@ -1,6 +1,7 @@
 // How fast is causal softmax attention on the CPU? Prints GFLOP/s per thread in float32, counting
 // 4 D per (query, key) pair forward and 10 D backward; the best of several runs.
 //   cpu_attention [seconds per case = 1] [threads = 1,2] [decode]
+// Its peer is cpu_attention_torch.py.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
