@@ -48,6 +48,28 @@ __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map,
       : "memory");
 }
 
+// Starts copying a tile of kRows x kCols; the barrier expects its bytes and `more`. What lies past
+// the tensor's edges arrives as zeros and counts as bytes.
+template <int kRows, int kCols>
+__device__ __forceinline__ void CopyTile(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
+                                         int head, int row, int more = 0) {
+  ArriveExpectingBytes(barrier, kRows * kCols * 2 + more);
+#pragma unroll
+  for (int panel = 0; panel < kCols / 64; ++panel) {
+    CopyBox(shared + panel * kRows * 128, map, barrier, panel * 64, head, row);
+  }
+}
+
+// Starts copying contiguous bytes, a multiple of 16.
+__device__ __forceinline__ void CopyBytes(uint32_t shared, const void* global, int bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // Makes ordinary writes to shared memory visible to the copy engine and the warpgroup products.
 __device__ __forceinline__ void FenceSharedForAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -239,6 +261,42 @@ __device__ __forceinline__ void WgmmaRowMajorB(float (&d)[128], const uint32_t (
         "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
         "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// d [64, 64] (+)= a^T b, a [16, 64] and b [16, 64] in shared memory, rows contiguous.
+__device__ __forceinline__ void WgmmaTransposed(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, 1, 1;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+// Place in a ring of two stages, and the parity of its current phase.
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Advance() {
+    stage ^= 1;
+    parity ^= stage == 0;
+  }
+};
+
+// Zeroes rows [first, kRows) of a tile of kCols columns; `thread` of kThreads.
+template <int kRows, int kCols, int kThreads>
+__device__ __forceinline__ void ZeroRows(uint32_t tile, int first, int thread) {
+  const int chunks = (kRows - first) * 8;  // of a panel
+  for (int i = thread; i < chunks * (kCols / 64); i += kThreads) {
+    const uint32_t at = tile + i / chunks * (kRows * 128) + first * 128 + i % chunks * 16;
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+  }
 }
 
 #endif  // EK_HAS_SM90A

@@ -13,6 +13,9 @@
 
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
+#include "attention/kernels/cuda/softmax_attention_sm90.h"
+#include "attention/kernels/cuda/softmax_backward_walk.cuh"
+#include "attention/kernels/cuda/softmax_backward_workspace.h"
 #include "attention/kernels/cuda/tile_product.cuh"
 
 namespace evenkeel {
@@ -35,16 +38,6 @@ struct BackwardShape {
   static constexpr int kTileFloats = kQueries * kDim;  // of dQ
 };
 
-// Scratch memory: float32 dQ in fragment order, lse (base 2) and delta padded to whole query tiles,
-// and the counters: one ticket, then the number of contributions to each query tile and head.
-struct Workspace {
-  float* dq;
-  float* lse;
-  float* delta;
-  uint32_t* counters;
-  int64_t num_counters;
-};
-
 int64_t RoundUp(int64_t a, int64_t b) {
   return (a + b - 1) / b * b;
 }
@@ -52,25 +45,6 @@ int64_t RoundUp(int64_t a, int64_t b) {
 int PaddedDim(int head_dim, int value_dim) {
   const int dim = std::max(head_dim, value_dim);
   return dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
-}
-
-Workspace LayOut(void* base, int64_t query_tiles, int queries, int num_heads, int padded_dim,
-                 size_t* bytes) {
-  const int64_t rows = query_tiles * queries * num_heads;
-  const int64_t row_bytes = RoundUp(rows * 4, 256);
-  auto* at = static_cast<char*>(base);
-  Workspace w;
-  w.dq = reinterpret_cast<float*>(at);
-  at += rows * padded_dim * 4;
-  w.lse = reinterpret_cast<float*>(at);
-  at += row_bytes;
-  w.delta = reinterpret_cast<float*>(at);
-  at += row_bytes;
-  w.counters = reinterpret_cast<uint32_t*>(at);
-  w.num_counters = 1 + query_tiles * num_heads;
-  at += RoundUp(w.num_counters * 4, 256);
-  *bytes = at - static_cast<char*>(base);
-  return w;
 }
 
 // One block per query tile and head, one warp per row.
@@ -181,60 +155,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
   }
 }
 
-// The walk over everything that sees keys of one key tile: tasks in order, the query heads of the
-// group, query tiles from the last to the first. The same in all threads.
-struct Walk {
-  PlannedTask task;
-  int task_index;
-  int group_head;
-  int tile;        // query tile within the task
-  int first_tile;  // of the task, that sees a key of this key tile
-  bool valid;
-};
-
 template <typename Shape>
-__device__ __forceinline__ int FirstTile(const PlannedTask& task, const KeyTile& keys) {
-  const int begin = max(keys.kv_begin - task.kv_begin, 0);
-  return max(begin - (task.kv_len - task.q_len), 0) / Shape::kQueries;
-}
-
-// Moves to the first task at or after `index` that has keys in the tile.
-template <typename Shape>
-__device__ __forceinline__ void SeekTask(Walk& walk, const PlannedTask* tasks, const KeyTile& keys,
-                                         int index, int lane) {
-  walk.valid = false;
-  for (; index < keys.task_end; index += 32) {
-    bool meets = false;
-    if (index + lane < keys.task_end) {
-      const PlannedTask& task = tasks[index + lane];
-      meets = task.kv_begin < keys.kv_begin + keys.kv_rows &&
-              task.kv_begin + task.kv_len > keys.kv_begin;
-    }
-    const unsigned found = __ballot_sync(0xffffffffu, meets);
-    if (found == 0) continue;
-    walk.task_index = index + __ffs(found) - 1;
-    walk.task = tasks[walk.task_index];
-    walk.group_head = 0;
-    walk.tile = (walk.task.q_len - 1) / Shape::kQueries;
-    walk.first_tile = FirstTile<Shape>(walk.task, keys);
-    walk.valid = true;
-    return;
-  }
-}
-
-template <typename Shape>
-__device__ __forceinline__ void Advance(Walk& walk, const PlannedTask* tasks, const KeyTile& keys,
-                                        int group, int lane) {
-  if (--walk.tile >= walk.first_tile) return;
-  walk.tile = (walk.task.q_len - 1) / Shape::kQueries;
-  if (++walk.group_head < group) return;
-  SeekTask<Shape>(walk, tasks, keys, walk.task_index + 1, lane);
-}
-
-template <typename Shape>
-__device__ __forceinline__ void LoadQueries(const SoftmaxBackwardParams& b, const Workspace& w,
-                                            const Walk& walk, int first_head, uint32_t stage,
-                                            int thread) {
+__device__ __forceinline__ void LoadQueries(const SoftmaxBackwardParams& b,
+                                            const SoftmaxBackwardWorkspace& w, const Walk& walk,
+                                            int first_head, uint32_t stage, int thread) {
   constexpr int kQueries = Shape::kQueries;
   const SoftmaxForwardParams& p = b.forward;
   const int head = first_head + walk.group_head;
@@ -255,21 +179,6 @@ __device__ __forceinline__ void LoadQueries(const SoftmaxBackwardParams& b, cons
     CopyAsync16(stage + 2 * Shape::kQueryBytes + thread * 16,
                 (is_lse ? w.lse : w.delta) + statistics + at * 4, true);
   }
-}
-
-// Counters are read relaxed: what follows are additions in the L2 cache, where the earlier
-// contributions were when their block counted them, and they are issued only once the value is
-// known.
-__device__ __forceinline__ uint32_t ReadCounter(const uint32_t* counter) {
-  uint32_t seen;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-  return seen;
-}
-
-// All contributions of the block have been ordered before by a barrier.
-__device__ __forceinline__ void CountContribution(uint32_t* counter) {
-  __threadfence();
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
 // Adds to, or writes, one output of the key tile. `covered` has a bit for every row of this lane
@@ -305,7 +214,7 @@ __device__ __forceinline__ void StoreKeyGradient(const float (&acc)[kM][kN][4], 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     SoftmaxBackwardKernel(const __grid_constant__ SoftmaxBackwardParams b,
-                          const __grid_constant__ Workspace w) {
+                          const __grid_constant__ SoftmaxBackwardWorkspace w) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   constexpr int kScoreRows = kQueries / 32, kScoreCols = kKeys / 32;  // fragments of S a warp
   constexpr int kGradRows = kKeys / 64, kGradCols = kDim / 16;        // of dK and dV
@@ -467,12 +376,11 @@ cudaError_t Launch(const SoftmaxBackwardParams& params, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   size_t bytes = 0;
-  const Workspace w =
-      LayOut(params.workspace, p.plan.num_query_tiles, Shape::kQueries, p.num_heads, kDim, &bytes);
-  cudaError_t error = cudaMemsetAsync(w.counters, 0, w.num_counters * 4, stream);
+  const SoftmaxBackwardWorkspace w =
+      LayOutSoftmaxBackward(params.workspace, p.plan.num_query_tiles, Shape::kQueries, p.num_heads, kDim, &bytes);
+  cudaError_t error = LaunchSoftmaxBackwardStatistics(params, w, stream);
   if (error != cudaSuccess) return error;
   const auto query_blocks = static_cast<unsigned>(p.plan.num_query_tiles * p.num_heads);
-  RowStatisticsKernel<<<query_blocks, 256, 0, stream>>>(params, w.lse, w.delta, Shape::kQueries);
   if (p.plan.num_key_tiles > 0) {
     const auto kernel = SoftmaxBackwardKernel<Shape>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -487,11 +395,42 @@ cudaError_t Launch(const SoftmaxBackwardParams& params, cudaStream_t stream) {
 
 }  // namespace
 
+SoftmaxBackwardWorkspace LayOutSoftmaxBackward(void* base, int64_t query_tiles, int queries,
+                                               int num_heads, int padded_dim, size_t* bytes) {
+  const int64_t rows = query_tiles * queries * num_heads;
+  const int64_t row_bytes = RoundUp(rows * 4, 256);
+  auto* at = static_cast<char*>(base);
+  SoftmaxBackwardWorkspace w;
+  w.dq = reinterpret_cast<float*>(at);
+  at += rows * padded_dim * 4;
+  w.lse = reinterpret_cast<float*>(at);
+  at += row_bytes;
+  w.delta = reinterpret_cast<float*>(at);
+  at += row_bytes;
+  w.counters = reinterpret_cast<uint32_t*>(at);
+  w.num_counters = 1 + 2 * query_tiles * num_heads;
+  at += RoundUp(w.num_counters * 4, 256);
+  *bytes = at - static_cast<char*>(base);
+  return w;
+}
+
+cudaError_t LaunchSoftmaxBackwardStatistics(const SoftmaxBackwardParams& params,
+                                            const SoftmaxBackwardWorkspace& w,
+                                            cudaStream_t stream) {
+  const cudaError_t error = cudaMemsetAsync(w.counters, 0, w.num_counters * 4, stream);
+  if (error != cudaSuccess) return error;
+  const SoftmaxAttentionPlanView& plan = params.forward.plan;
+  const auto blocks = static_cast<unsigned>(plan.num_query_tiles * params.forward.num_heads);
+  RowStatisticsKernel<<<blocks, 256, 0, stream>>>(params, w.lse, w.delta,
+                                                  plan.tiling.backward_queries);
+  return cudaGetLastError();
+}
+
 size_t SoftmaxBackwardWorkspaceBytes(const SoftmaxAttentionPlan& plan, int num_heads, int head_dim,
                                      int value_dim) {
   size_t bytes = 0;
-  LayOut(nullptr, plan.num_query_tiles, plan.tiling.backward_queries, num_heads,
-         PaddedDim(head_dim, value_dim), &bytes);
+  LayOutSoftmaxBackward(nullptr, plan.num_query_tiles, plan.tiling.backward_queries, num_heads,
+                        PaddedDim(head_dim, value_dim), &bytes);
   return bytes;
 }
 
@@ -506,6 +445,15 @@ cudaError_t LaunchSoftmaxBackward(const SoftmaxBackwardParams& params, cudaStrea
     return cudaErrorInvalidValue;
   }
   if (p.plan.num_query_tiles == 0) return cudaSuccess;
+  if (!p.portable && dim <= 128) {
+    int device = 0, major = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+      error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (error != cudaSuccess) return error;
+    if (major == 9) return LaunchSoftmaxBackwardSm90(params, stream);
+  }
   if (dim <= 64) return Launch<64>(params, stream);
   if (dim <= 128) return Launch<128>(params, stream);
   return Launch<256>(params, stream);

@@ -24,8 +24,8 @@ struct SoftmaxForwardParams {
   int head_dim = 0;               // D
   int value_dim = 0;              // E
   float scale = 1.0f;
-  int64_t q_rows = 0;   // T_q
-  int64_t kv_rows = 0;  // T_kv
+  int64_t q_rows = 0;       // T_q
+  int64_t kv_rows = 0;      // T_kv
   const void* q = nullptr;  // bf16 [T_q, H, D]
   const void* k = nullptr;  // bf16 [T_kv, G, D]
   const void* v = nullptr;  // bf16 [T_kv, G, E]

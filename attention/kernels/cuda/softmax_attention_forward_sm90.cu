@@ -14,6 +14,7 @@
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
+#include "attention/kernels/cuda/tensor_map.h"
 
 namespace evenkeel {
 namespace {
@@ -50,28 +51,6 @@ __device__ __forceinline__ int64_t TileOfRound(int round) {
   return int64_t{round} * gridDim.x + place;
 }
 
-// Place in the ring of two stages, and the parity of its current phase.
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void Advance() {
-    stage ^= 1;
-    parity ^= stage == 0;
-  }
-};
-
-template <typename Shape>
-__device__ __forceinline__ void CopyTile(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
-                                         int rows, int dim, int head, int row) {
-  // Columns past the head size arrive as zeros and count as bytes.
-  constexpr int kPanels = Shape::kHeadDim / 64;
-  ArriveExpectingBytes(barrier, rows * Shape::kHeadDim * 2);
-#pragma unroll
-  for (int panel = 0; panel < kPanels; ++panel) {
-    CopyBox(shared + panel * rows * 128, map, barrier, panel * 64, head, row);
-  }
-}
-
 template <typename Shape>
 __device__ __forceinline__ void Produce(const SoftmaxForwardParams& p, const TensorMaps& maps,
                                         Barriers& b, uint32_t q_tile, uint32_t k_tiles,
@@ -90,18 +69,18 @@ __device__ __forceinline__ void Produce(const SoftmaxForwardParams& p, const Ten
     if (num_keys <= 0) continue;
     WaitBarrier(SharedAddress(&b.q_empty), q_parity);
     q_parity ^= 1;
-    CopyTile<Shape>(q_tile, &maps.q, SharedAddress(&b.q_full), Shape::kQueries, p.head_dim, head,
-                    tile.q_begin);
+    CopyTile<Shape::kQueries, Shape::kHeadDim>(q_tile, &maps.q, SharedAddress(&b.q_full), head,
+                                               tile.q_begin);
     for (int block = (num_keys - 1) / Shape::kKeys; block >= 0; --block) {
       const int row = tile.kv_begin + block * Shape::kKeys;
       WaitBarrier(SharedAddress(&b.k_empty[place.stage]), place.parity ^ 1);
-      CopyTile<Shape>(k_tiles + place.stage * Shape::kTileBytes, &maps.k,
-                      SharedAddress(&b.k_full[place.stage]), Shape::kKeys, p.head_dim, head / group,
-                      row);
+      CopyTile<Shape::kKeys, Shape::kHeadDim>(k_tiles + place.stage * Shape::kTileBytes, &maps.k,
+                                              SharedAddress(&b.k_full[place.stage]), head / group,
+                                              row);
       WaitBarrier(SharedAddress(&b.v_empty[place.stage]), place.parity ^ 1);
-      CopyTile<Shape>(v_tiles + place.stage * Shape::kTileBytes, &maps.v,
-                      SharedAddress(&b.v_full[place.stage]), Shape::kKeys, p.value_dim,
-                      head / group, row);
+      CopyTile<Shape::kKeys, Shape::kHeadDim>(v_tiles + place.stage * Shape::kTileBytes, &maps.v,
+                                              SharedAddress(&b.v_full[place.stage]), head / group,
+                                              row);
       place.Advance();
     }
   }
@@ -248,11 +227,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
       if (valid < kKeys) {
         const uint32_t v_tile = v_tiles + place.stage * Shape::kTileBytes;
         WaitBarrier(SharedAddress(&b.v_full[place.stage]), place.parity);
-        const int chunks = (kKeys - valid) * 8;
-        for (int i = threadIdx.x - 128; i < chunks * (kDim / 64); i += 256) {
-          const uint32_t at = v_tile + i / chunks * (kKeys * 128) + valid * 128 + i % chunks * 16;
-          asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
-        }
+        ZeroRows<kKeys, kDim, 256>(v_tile, valid, threadIdx.x - 128);
         FenceSharedForAsync();
         NamedBarrierSync(kConsumersBarrier, 256);
       }
@@ -344,51 +319,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #endif
 }
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, found at run time so that nothing links against the driver.
-EncodeTiled FindEncodeTiled() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                       cudaEnableDefault, &result) != cudaSuccess) {
-    return nullptr;
-  }
-  return reinterpret_cast<EncodeTiled>(function);
-}
-
-// A map of bf16 [rows, heads, dim] with boxes of [box_rows, 1, 64], swizzled by 128 bytes.
-cudaError_t Encode(EncodeTiled encode, CUtensorMap* map, const void* data, int64_t rows, int heads,
-                   int dim, int64_t stride, int box_rows) {
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(heads),
-                              static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(dim) * 2,
-                                static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[] = {64, 1, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[] = {1, 1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides, box,
-             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 template <int kDim>
 cudaError_t Launch(const SoftmaxForwardParams& p, cudaStream_t stream) {
   using Shape = Sm90Shape<kDim>;
   if (p.plan.tiling.forward_queries != Shape::kQueries) return cudaErrorInvalidValue;
-  static const EncodeTiled encode = FindEncodeTiled();
-  if (encode == nullptr) return cudaErrorNotSupported;
   TensorMaps maps;
   cudaError_t error =
-      Encode(encode, &maps.q, p.q, p.q_rows, p.num_heads, p.head_dim, p.q_stride, Shape::kQueries);
+      EncodeTensorMap(&maps.q, p.q, p.q_rows, p.num_heads, p.head_dim, p.q_stride, Shape::kQueries);
   if (error == cudaSuccess) {
-    error = Encode(encode, &maps.k, p.k, p.kv_rows, p.num_kv_heads, p.head_dim, p.k_stride,
-                   Shape::kKeys);
+    error = EncodeTensorMap(&maps.k, p.k, p.kv_rows, p.num_kv_heads, p.head_dim, p.k_stride,
+                            Shape::kKeys);
   }
   if (error == cudaSuccess) {
-    error = Encode(encode, &maps.v, p.v, p.kv_rows, p.num_kv_heads, p.value_dim, p.v_stride,
-                   Shape::kKeys);
+    error = EncodeTensorMap(&maps.v, p.v, p.kv_rows, p.num_kv_heads, p.value_dim, p.v_stride,
+                            Shape::kKeys);
   }
   if (error != cudaSuccess) return error;
   int device = 0, multiprocessors = 0;
