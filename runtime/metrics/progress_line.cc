@@ -1,5 +1,6 @@
 #include "runtime/metrics/progress_line.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -7,6 +8,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -27,6 +30,32 @@ std::optional<std::string> Variable(const char* name) {
   const char* value = std::getenv(name);
   if (value == nullptr) return std::nullopt;
   return value;
+}
+
+// Path of the terminal that shows what this process prints, or "" if a file or pipe takes it.
+std::string FindTerminal() {
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) {
+    return isatty(STDOUT_FILENO) == 1 ? "/proc/self/fd/1" : "";
+  }
+  // Not opened before its name says that it is a terminal: opening a pipe or a file could disturb
+  // whoever reads it.
+  const std::string path = absl::StrCat("/proc/", getppid(), "/fd/1");
+  std::error_code error;
+  const std::string target = std::filesystem::read_symlink(path, error).string();
+  const bool is_terminal =
+      !error && (target.starts_with("/dev/pts/") || target.starts_with("/dev/tty"));
+  return is_terminal ? path : "";
+}
+
+// Columns of the terminal `path`; 0 if it does not say.
+int WidthOf(const std::string& path) {
+  if (path.empty()) return 0;
+  const int file = open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+  if (file < 0) return 0;
+  struct winsize size = {};
+  const bool known = ioctl(file, TIOCGWINSZ, &size) == 0;
+  close(file);
+  return known ? size.ws_col : 0;
 }
 
 std::string LossText(double loss) {
@@ -96,7 +125,9 @@ std::string PlainLine(const StepReport& report, double seconds_left) {
 }  // namespace
 
 TerminalFacts ReadTerminalFacts() {
-  return {.stdout_is_tty = isatty(STDOUT_FILENO) == 1,
+  const std::string terminal = FindTerminal();
+  return {.stdout_is_tty = !terminal.empty(),
+          .terminal = terminal,
           .term = Variable("TERM"),
           .no_color = Variable("NO_COLOR"),
           .columns = Variable("COLUMNS"),
@@ -113,12 +144,9 @@ ProgressOptions ChooseProgress(const TerminalFacts& facts) {
   if (int value; facts.columns && absl::SimpleAtoi(*facts.columns, &value) && value > 0) {
     columns = value;
   }
-  options.width = [is_tty = facts.stdout_is_tty, columns] {
-    struct winsize size = {};
-    if (is_tty && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
-      return static_cast<int>(size.ws_col);
-    }
-    return columns;
+  options.width = [terminal = facts.terminal, columns] {
+    const int width = WidthOf(terminal);
+    return width > 0 ? width : columns;
   };
   options.clock = [] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())

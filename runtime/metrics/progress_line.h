@@ -18,14 +18,15 @@ namespace evenkeel {
 // What decides how progress is shown; unset variables are nullopt.
 struct TerminalFacts {
   bool stdout_is_tty = false;
+  std::string terminal = {};                           // a file to ask for its width; "" if none
   std::optional<std::string> term = std::nullopt;      // TERM
   std::optional<std::string> no_color = std::nullopt;  // NO_COLOR: no colours if set and not empty
   std::optional<std::string> columns = std::nullopt;   // COLUMNS
-  // EVENKEEL_PROGRESS: live or plain. mpirun hands ranks a pipe even if it runs on a terminal
-  // itself, so launch scripts set this (and COLUMNS) after looking at their own standard output.
-  std::optional<std::string> progress = std::nullopt;
+  std::optional<std::string> progress = std::nullopt;  // EVENKEEL_PROGRESS: live or plain
 };
 
+// Looks at this process's standard output; in a rank that mpirun started, at mpirun's: Open MPI
+// hands rank 0 a pseudo-terminal of its own even when mpirun writes to a file or a pipe.
 TerminalFacts ReadTerminalFacts();
 
 struct ProgressOptions {

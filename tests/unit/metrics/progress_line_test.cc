@@ -1,6 +1,12 @@
 #include "runtime/metrics/progress_line.h"
 
+#include <pty.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmath>
+#include <cstdlib>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -73,6 +79,48 @@ TEST(ChooseProgress, TakesTheWidthFromColumns) {
   EXPECT_EQ(width("0"), 80);
   EXPECT_EQ(width("-5"), 80);
   EXPECT_EQ(width("wide"), 80);
+}
+
+// Runs ReadTerminalFacts in a child like a rank whose mpirun (this process) writes to `mpirun_out`
+// and which itself has a pseudo-terminal. Returns the columns of the live line, 0 if it is plain.
+int ColumnsOfARank(int mpirun_out, int rank_out, bool under_mpirun) {
+  const int saved = dup(STDOUT_FILENO);
+  dup2(mpirun_out, STDOUT_FILENO);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(rank_out, STDOUT_FILENO);
+    unsetenv("EVENKEEL_PROGRESS");
+    unsetenv("OMPI_COMM_WORLD_RANK");
+    setenv("TERM", "xterm", 1);
+    setenv("COLUMNS", "33", 1);
+    if (under_mpirun) setenv("OMPI_COMM_WORLD_RANK", "0", 1);
+    const ProgressOptions options = ChooseProgress(ReadTerminalFacts());
+    _exit(options.live ? options.width() : 0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  dup2(saved, STDOUT_FILENO);
+  close(saved);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(ReadTerminalFacts, AsksMpirunsOutputInARank) {
+  struct winsize wide = {}, narrow = {};
+  wide.ws_col = 120;
+  narrow.ws_col = 60;
+  int wide_ends[2], narrow_ends[2], pipe_ends[2];
+  ASSERT_EQ(openpty(&wide_ends[0], &wide_ends[1], nullptr, nullptr, &wide), 0);
+  ASSERT_EQ(openpty(&narrow_ends[0], &narrow_ends[1], nullptr, nullptr, &narrow), 0);
+  ASSERT_EQ(pipe(pipe_ends), 0);
+  EXPECT_EQ(ColumnsOfARank(wide_ends[1], narrow_ends[1], true), 120);
+  EXPECT_EQ(ColumnsOfARank(wide_ends[1], pipe_ends[1], true), 120);
+  EXPECT_EQ(ColumnsOfARank(pipe_ends[1], narrow_ends[1], true), 0);
+  EXPECT_EQ(ColumnsOfARank(wide_ends[1], narrow_ends[1], false), 60);
+  EXPECT_EQ(ColumnsOfARank(wide_ends[1], pipe_ends[1], false), 0);
+  for (int* ends : {wide_ends, narrow_ends, pipe_ends}) {
+    close(ends[0]);
+    close(ends[1]);
+  }
 }
 
 TEST(ProgressLine, OverwritesOneLineOnATerminal) {
