@@ -122,7 +122,9 @@ absl::StatusOr<MetricsHistory> ReadMetrics(const std::string& path, MetricEvent 
       continue;
     }
     if (line->event == resume) {
-      std::erase_if(history.rows, [&](const MetricsRow& row) { return row.step > line->row.step; });
+      const int64_t restored = line->row.step;
+      std::erase_if(history.rows,
+                    [&](const MetricsRow& row) { return restored == 0 || row.step > restored; });
     }
     if (line->event == wanted) history.rows.push_back(std::move(line->row));
   }

@@ -7,7 +7,7 @@
 // not finite is null and its name is listed: "loss":null,"nonfinite":["loss"]. The file is only
 // ever appended to. A resumed run first writes {"event":"resume","step":S}, S the step of the
 // checkpoint it restored: lines before the marker with step > S describe work that was lost and
-// done again.
+// done again. With S = 0 the run began anew, and no line before the marker counts.
 #pragma once
 
 #include <cstdint>

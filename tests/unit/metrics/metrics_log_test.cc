@@ -104,6 +104,17 @@ TEST(MetricsLog, ResumeMarkerSupersedesLostSteps) {
   EXPECT_THAT(StepsOf(path, MetricEvent::kResume), ElementsAre(0));
 }
 
+TEST(MetricsLog, StartingAnewSupersedesStepZeroToo) {
+  const TempFolder folder;
+  const std::string path = folder.path() + "/metrics.jsonl";
+  MetricsLog log = OpenLog(path);
+  for (int process = 0; process < 2; ++process) {
+    log.Write(MetricEvent::kResume, 0, {});
+    log.Write(MetricEvent::kEval, 0, {{"loss", 5.5}});
+  }
+  EXPECT_THAT(StepsOf(path, MetricEvent::kEval), ElementsAre(0));
+}
+
 TEST(MetricsLog, SurvivesAHalfWrittenLine) {
   const TempFolder folder;
   const std::string path = folder.File("metrics.jsonl");
