@@ -68,7 +68,8 @@ void AddCheckpointCommand(CLI::App& app, CommandBody* body) {
   auto model = std::make_shared<std::string>();
   auto output = std::make_shared<std::string>();
   auto type = std::make_shared<StoredType>(StoredType::kF32);
-  exported->add_option("model", *model, "Run folder, checkpoint or Hugging Face folder")->required();
+  exported->add_option("model", *model, "Run folder, checkpoint or Hugging Face folder")
+      ->required();
   exported->add_option("output", *output, "Folder to write")->required();
   exported->add_option("--dtype", *type, "float32, bfloat16, float16 or float64")
       ->transform(CLI::CheckedTransformer(

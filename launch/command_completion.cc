@@ -67,8 +67,8 @@ void AppendFish(const CLI::App& command, const std::vector<std::string>& path,
   if (!path.empty()) {
     condition.clear();
     for (const std::string& name : path) {
-      absl::StrAppend(&condition, condition.empty() ? "" : "; and ",
-                      "__fish_seen_subcommand_from ", name);
+      absl::StrAppend(&condition, condition.empty() ? "" : "; and ", "__fish_seen_subcommand_from ",
+                      name);
     }
   }
   for (const CLI::App* sub : command.get_subcommands({})) {

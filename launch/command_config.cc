@@ -15,17 +15,16 @@
 namespace evenkeel {
 namespace {
 
-absl::Status Check(const std::string& file, const std::vector<std::string>& overrides,
-                   bool print) {
+absl::Status Check(const std::string& file, const std::vector<std::string>& overrides, bool print) {
   EK_ASSIGN_OR_RETURN(const RunConfig config, ReadRunConfig(file, overrides));
   if (print) {
     std::cout << ToYaml(config);
     return absl::OkStatus();
   }
-  std::cout << absl::StrFormat("%s is good: %s parameters, %d steps of %d x %d tokens\n", file,
-                               FormatCount(static_cast<double>(ShapeOf(config.model).num_parameters)),
-                               config.train.steps, config.train.global_batch_size,
-                               config.data.sequence_length);
+  std::cout << absl::StrFormat(
+      "%s is good: %s parameters, %d steps of %d x %d tokens\n", file,
+      FormatCount(static_cast<double>(ShapeOf(config.model).num_parameters)), config.train.steps,
+      config.train.global_batch_size, config.data.sequence_length);
   return absl::OkStatus();
 }
 
@@ -56,7 +55,8 @@ void AddConfigCommand(CLI::App& app, CommandBody* body) {
   auto print = std::make_shared<bool>(false);
   check->add_option("file", *file, "Run config (YAML)")->required();
   check->add_option("--set", *overrides, "Override a key (repeatable)")
-      ->allow_extra_args(false)->type_name("KEY=VALUE");
+      ->allow_extra_args(false)
+      ->type_name("KEY=VALUE");
   check->add_flag("--print", *print, "Print the whole config, defaults included");
   check->footer(
       "Examples:\n"

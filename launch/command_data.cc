@@ -20,13 +20,13 @@ namespace {
 
 absl::Status Build(const DatasetBuildOptions& options) {
   EK_RETURN_IF_ERROR(MakeFolders(ParentFolder(options.output_prefix)));
-  EK_ASSIGN_OR_RETURN(
-      const DatasetBuildSummary summary,
-      BuildDataset(options, [](const DatasetBuildProgress& progress) {
-        std::fprintf(stderr, "\r%s documents, %s tokens",
-                     FormatCount(static_cast<double>(progress.num_documents)).c_str(),
-                     FormatCount(static_cast<double>(progress.num_tokens)).c_str());
-      }));
+  EK_ASSIGN_OR_RETURN(const DatasetBuildSummary summary,
+                      BuildDataset(options, [](const DatasetBuildProgress& progress) {
+                        std::fprintf(
+                            stderr, "\r%s documents, %s tokens",
+                            FormatCount(static_cast<double>(progress.num_documents)).c_str(),
+                            FormatCount(static_cast<double>(progress.num_tokens)).c_str());
+                      }));
   std::fprintf(stderr, "\n");
   TextTable table({{"data set", TextColumn::Align::kLeft}, {"documents"}, {"tokens"}});
   const auto add = [&](const std::string& name, int64_t documents, int64_t tokens) {
@@ -62,24 +62,31 @@ absl::Status Stat(const std::string& prefix, bool check) {
 void AddBuild(CLI::App& data, CommandBody* body) {
   CLI::App* command = data.add_subcommand("build", "Turn text files or JSONL into a data set");
   auto options = std::make_shared<DatasetBuildOptions>();
-  command->add_option("inputs", options->inputs,
-                      "Text files (a document each), .jsonl files (a document a line), patterns")
+  command
+      ->add_option("inputs", options->inputs,
+                   "Text files (a document each), .jsonl files (a document a line), patterns")
       ->required();
-  command->add_option("-o,--output", options->output_prefix,
-                      "Prefix: writes PREFIX.bin, PREFIX.idx, PREFIX.dataset.json")->required();
+  command
+      ->add_option("-o,--output", options->output_prefix,
+                   "Prefix: writes PREFIX.bin, PREFIX.idx, PREFIX.dataset.json")
+      ->required();
   command->add_option("--json-key", options->jsonl_key, "Key of the text in JSONL")
       ->capture_default_str();
-  command->add_option("--validation-fraction", options->validation_fraction,
-                      "Share of documents held out, in PREFIX_valid")
-      ->check(CLI::Range(0.0, 0.999999))->capture_default_str();
+  command
+      ->add_option("--validation-fraction", options->validation_fraction,
+                   "Share of documents held out, in PREFIX_valid")
+      ->check(CLI::Range(0.0, 0.999999))
+      ->capture_default_str();
   command->add_option("--seed", options->seed, "Of the choice of held-out documents")
       ->capture_default_str();
   command->add_option("--min-tokens", options->min_tokens, "Leave out shorter documents")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_option("--max-tokens", options->max_tokens, "Leave out longer documents")
       ->check(CLI::PositiveNumber);
   command->add_option("--skip-bad", options->skip_bad, "Skip up to so many unreadable documents")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->footer(
       "Examples:\n"
       "  evenkeel data build 'books/**/*.txt' -o data/books --validation-fraction 0.05\n"

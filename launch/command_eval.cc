@@ -72,17 +72,22 @@ void AddEvalCommand(CLI::App& app, CommandBody* body) {
       app.add_subcommand("eval", "Perplexity of a model on a data set, by position too");
   auto options = std::make_shared<EvalOptions>();
   options->sequence_length = 4096;
-  command->add_option("-m,--model", options->model,
-                      "Run folder, checkpoint or Hugging Face folder")->required();
+  command->add_option("-m,--model", options->model, "Run folder, checkpoint or Hugging Face folder")
+      ->required();
   command->add_option("-d,--data", options->data, "Data set: prefix of .bin and .idx")->required();
-  command->add_option("--sequence-length", options->sequence_length,
-                      "Longer documents are cut into pieces of so many tokens")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))->capture_default_str();
-  command->add_option("--max-samples", options->max_samples,
-                      "Score only so many pieces, spread evenly; 0 = all")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+  command
+      ->add_option("--sequence-length", options->sequence_length,
+                   "Longer documents are cut into pieces of so many tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->capture_default_str();
+  command
+      ->add_option("--max-samples", options->max_samples,
+                   "Score only so many pieces, spread evenly; 0 = all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "Threads a rank; 0 = all cores")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_flag("--float64", options->double_precision, "Compute in float64");
   command->add_flag("--json", options->json, "Print JSON");
   command->footer(

@@ -44,9 +44,9 @@ absl::Status GenerateText(const GenerateOptions& options) {
     EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(options.model));
     EK_ASSIGN_OR_RETURN(const Model model, LoadModel(folder, rank.context.dtype, rank.tracker));
     if (model.config().vocab_size < kByteVocabSize) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "%s has a vocabulary of %d: this program's byte tokenizer needs %d", folder,
-          model.config().vocab_size, kByteVocabSize));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s has a vocabulary of %d: this program's byte tokenizer needs %d",
+                          folder, model.config().vocab_size, kByteVocabSize));
     }
     EK_ASSIGN_OR_RETURN(const std::string text, PromptText(options));
     std::vector<int32_t> prompt = EncodeBytes(text);
@@ -58,12 +58,12 @@ absl::Status GenerateText(const GenerateOptions& options) {
     int64_t count = 0;
     std::cout << text << std::flush;
     const auto start = std::chrono::steady_clock::now();
-    EK_RETURN_IF_ERROR(Generate(rank.context, model, prompt, generation, rank.tracker,
-                                [&](int32_t token) {
-                                  std::cout << decoder.Push(token) << std::flush;
-                                  ++count;
-                                  return std::cout.good();
-                                }));
+    EK_RETURN_IF_ERROR(
+        Generate(rank.context, model, prompt, generation, rank.tracker, [&](int32_t token) {
+          std::cout << decoder.Push(token) << std::flush;
+          ++count;
+          return std::cout.good();
+        }));
     std::cout << decoder.Flush() << "\n" << std::flush;
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -82,22 +82,28 @@ void AddGenerateCommand(CLI::App& app, CommandBody* body) {
   auto options = std::make_shared<GenerateOptions>();
   SamplingOptions& sampling = options->generation.sampling;
   sampling.temperature = 0.8;
-  command->add_option("-m,--model", options->model,
-                      "Run folder, checkpoint or Hugging Face folder")->required();
+  command->add_option("-m,--model", options->model, "Run folder, checkpoint or Hugging Face folder")
+      ->required();
   auto* prompt = command->add_option("-p,--prompt", options->prompt, "Text to go on from");
   command->add_option("--prompt-file", options->prompt_file, "The same, from a file")
       ->excludes(prompt);
   command->add_option("-n,--max-tokens", options->generation.max_new_tokens, "Tokens to write")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_option("-t,--temperature", sampling.temperature, "0 = always the likeliest token")
-      ->check(CLI::Range(0.0, 100.0))->capture_default_str();
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   command->add_option("--top-k", sampling.top_k, "Choose among the k likeliest; 0 = all")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
-  command->add_option("--top-p", sampling.top_p, "Choose among the likeliest of this much probability")
-      ->check(CLI::Range(1e-9, 1.0))->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--top-p", sampling.top_p, "Choose among the likeliest of this much probability")
+      ->check(CLI::Range(1e-9, 1.0))
+      ->capture_default_str();
   command->add_option("--seed", sampling.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--threads", options->threads, "0 = all cores")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_flag("-q,--quiet", options->quiet, "Print the text alone");
   command->footer(
       "Examples:\n"

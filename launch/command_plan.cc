@@ -29,9 +29,12 @@ struct PlanOptions {
 
 RecomputePlan PlanOf(Recompute recompute) {
   switch (recompute) {
-    case Recompute::kNone: return RecomputePlan::kNone;
-    case Recompute::kMlp: return RecomputePlan::kMlp;
-    case Recompute::kLayer: return RecomputePlan::kLayer;
+    case Recompute::kNone:
+      return RecomputePlan::kNone;
+    case Recompute::kMlp:
+      return RecomputePlan::kMlp;
+    case Recompute::kLayer:
+      return RecomputePlan::kLayer;
   }
   return RecomputePlan::kNone;
 }
@@ -50,10 +53,10 @@ absl::Status Plan(const PlanOptions& options) {
   const double per_token = flops.total() / static_cast<double>(sequence);
   int64_t most = 0, least = config.train.global_batch_size;
   for (int rank = 0; rank < options.ranks; ++rank) {
-    const auto count = static_cast<int64_t>(
-        MicroBatchesOfRank(0, config.train.global_batch_size, config.train.micro_batch_size, rank,
-                           options.ranks)
-            .size());
+    const auto count =
+        static_cast<int64_t>(MicroBatchesOfRank(0, config.train.global_batch_size,
+                                                config.train.micro_batch_size, rank, options.ranks)
+                                 .size());
     most = std::max(most, count);
     least = std::min(least, count);
   }
@@ -83,10 +86,10 @@ absl::Status Plan(const PlanOptions& options) {
     std::cout << json.dump(2) << "\n";
     return absl::OkStatus();
   }
-  std::cout << absl::StrFormat(
-      "%s: %s parameters, %d layers of width %d, %d tokens a sequence\n\n", options.config.file,
-      FormatCount(static_cast<double>(shape.num_parameters)), config.model.num_layers,
-      config.model.hidden_size, sequence);
+  std::cout << absl::StrFormat("%s: %s parameters, %d layers of width %d, %d tokens a sequence\n\n",
+                               options.config.file,
+                               FormatCount(static_cast<double>(shape.num_parameters)),
+                               config.model.num_layers, config.model.hidden_size, sequence);
 
   TextTable work({{"FLOPs a token", TextColumn::Align::kLeft}, {"training"}, {"share"}},
                  "Forward and backward, one document a sequence, recomputation not counted");
@@ -115,8 +118,8 @@ absl::Status Plan(const PlanOptions& options) {
   std::cout << table.Render() << "\n";
 
   std::cout << absl::StrFormat(
-      "Each step: %s tokens, %s FLOPs; ", FormatCount(static_cast<double>(
-                                              sequence * config.train.global_batch_size)),
+      "Each step: %s tokens, %s FLOPs; ",
+      FormatCount(static_cast<double>(sequence * config.train.global_batch_size)),
       FormatCount(per_token * static_cast<double>(sequence * config.train.global_batch_size)));
   if (least == most) {
     std::cout << absl::StrFormat("%d micro-batch%s a rank", most, most > 1 ? "es" : "");
@@ -145,7 +148,8 @@ void AddPlanCommand(CLI::App& app, CommandBody* body) {
   auto options = std::make_shared<PlanOptions>();
   AddConfigOptions(*command, &options->config);
   command->add_option("-n,--ranks", options->ranks, "Ranks to plan for")
-      ->check(CLI::Range(1, 1 << 20))->capture_default_str();
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   command->add_flag("--json", options->json, "Print JSON");
   command->footer(
       "Examples:\n"

@@ -16,10 +16,9 @@ absl::Status Generate(const OpContext& context, const Model& model,
   const ModelConfig& config = model.config();
   const int64_t capacity = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
   if (config.max_position_embeddings > 0 && capacity > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("prompt of ", prompt.size(), " tokens and ", options.max_new_tokens,
-                     " new ones do not fit the model's ", config.max_position_embeddings,
-                     " positions"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt of ", prompt.size(), " tokens and ", options.max_new_tokens,
+        " new ones do not fit the model's ", config.max_position_embeddings, " positions"));
   }
   EK_ASSIGN_OR_RETURN(DecodeCache cache, DecodeCache::Create(model, capacity, tracker));
   EK_ASSIGN_OR_RETURN(Tensor logits, Tensor::Create(context.dtype, {1, config.vocab_size},
@@ -32,8 +31,8 @@ absl::Status Generate(const OpContext& context, const Model& model,
       std::copy(row, row + config.vocab_size, values.begin());
     });
     if (!std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); })) {
-      return WithExitCode(absl::OutOfRangeError(absl::StrCat(
-                              "logits at position ", cache.length(), " are not finite")),
+      return WithExitCode(absl::OutOfRangeError(absl::StrCat("logits at position ", cache.length(),
+                                                             " are not finite")),
                           ExitCode::kDiverged);
     }
     const int32_t token =

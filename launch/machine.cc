@@ -13,7 +13,8 @@ namespace evenkeel {
 
 int ThreadsPerRank(int64_t configured, int local_ranks) {
   if (configured > 0) return static_cast<int>(configured);
-  // A launcher may have bound this rank to cores of its own, or to a socket that several ranks share.
+  // A launcher may have bound this rank to cores of its own, or to a socket that several ranks
+  // share.
   cpu_set_t cpus;
   CPU_ZERO(&cpus);
   const int bound = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : 1;

@@ -87,4 +87,6 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace evenkeel
 
-int main(int argc, char** argv) { return evenkeel::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return evenkeel::Main(argc, argv);
+}

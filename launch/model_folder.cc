@@ -17,16 +17,16 @@ absl::StatusOr<std::string> FindModelFolder(const std::string& path) {
   }
   if (std::filesystem::exists(path + "/config.json", error)) return path;
   if (std::filesystem::is_directory(path + "/checkpoints", error)) {
-    EK_ASSIGN_OR_RETURN(
-        const CheckpointStore store,
-        CheckpointStore::Open(path + "/checkpoints", CheckpointAccess::kReadOnly));
+    EK_ASSIGN_OR_RETURN(const CheckpointStore store,
+                        CheckpointStore::Open(path + "/checkpoints", CheckpointAccess::kReadOnly));
     EK_ASSIGN_OR_RETURN(const OpenedCheckpoint checkpoint, store.LoadLatest(/*fallback=*/true));
     return checkpoint.folder;
   }
   return CheckpointError(
       absl::StatusCode::kNotFound,
-      absl::StrCat(path, ": no model here: neither a run folder (with checkpoints/), nor a "
-                         "checkpoint (manifest.json), nor a Hugging Face folder (config.json)"));
+      absl::StrCat(path,
+                   ": no model here: neither a run folder (with checkpoints/), nor a "
+                   "checkpoint (manifest.json), nor a Hugging Face folder (config.json)"));
 }
 
 }  // namespace evenkeel

@@ -24,9 +24,9 @@ struct RankRuntime {
   MemoryTracker& tracker;
 };
 
-// Starts MPI if mpirun started this process, runs `body`, reports its failure on the rank (or, where
-// all ranks fail alike, once), and ends the job if peers could be left waiting. Returns what `body`
-// returned.
+// Starts MPI if mpirun started this process, runs `body`, reports its failure on the rank (or,
+// where all ranks fail alike, once), and ends the job if peers could be left waiting. Returns what
+// `body` returned.
 absl::Status RunOnRank(const RankOptions& options,
                        const std::function<absl::Status(const RankRuntime&)>& body);
 

@@ -12,7 +12,9 @@
 namespace evenkeel {
 namespace {
 
-std::string StopPath(const std::string& folder) { return folder + "/STOP"; }
+std::string StopPath(const std::string& folder) {
+  return folder + "/STOP";
+}
 
 }  // namespace
 
@@ -31,8 +33,12 @@ absl::Status WriteTextFile(const std::string& path, const std::string& text) {
   return writer.Commit(/*sync=*/false).status();
 }
 
-bool HasStopFile(const std::string& folder) { return access(StopPath(folder).c_str(), F_OK) == 0; }
+bool HasStopFile(const std::string& folder) {
+  return access(StopPath(folder).c_str(), F_OK) == 0;
+}
 
-void RemoveStopFile(const std::string& folder) { (void)unlink(StopPath(folder).c_str()); }
+void RemoveStopFile(const std::string& folder) {
+  (void)unlink(StopPath(folder).c_str());
+}
 
 }  // namespace evenkeel

@@ -13,10 +13,14 @@
 namespace evenkeel {
 namespace {
 
-std::string MetricsPath(const RunConfig& config) { return config.folder + "/metrics.jsonl"; }
+std::string MetricsPath(const RunConfig& config) {
+  return config.folder + "/metrics.jsonl";
+}
 
 // How much of the past the smoothed loss keeps: about a twentieth of the run.
-double Smoothing(size_t points) { return points < 40 ? 0 : 1 - 20.0 / static_cast<double>(points); }
+double Smoothing(size_t points) {
+  return points < 40 ? 0 : 1 - 20.0 / static_cast<double>(points);
+}
 
 }  // namespace
 
@@ -91,11 +95,10 @@ absl::StatusOr<std::string> RunReport::PlotLoss() const {
                       ReadMetrics(MetricsPath(config_), MetricEvent::kEval));
   LinePlot plot;
   plot.title = "Loss";
-  plot.subtitle = absl::StrFormat(
-      "%s  -  %d layers of width %d, %s tokens a step", config_.folder, config_.model.num_layers,
-      config_.model.hidden_size,
-      FormatCount(static_cast<double>(config_.train.global_batch_size) *
-                  static_cast<double>(config_.data.sequence_length)));
+  plot.subtitle = absl::StrFormat("%s  -  %d layers of width %d, %s tokens a step", config_.folder,
+                                  config_.model.num_layers, config_.model.hidden_size,
+                                  FormatCount(static_cast<double>(config_.train.global_batch_size) *
+                                              static_cast<double>(config_.data.sequence_length)));
   plot.x_label = "step";
   plot.y_label = "loss (nats a token)";
   MetricSeries series = SeriesOf(train, "loss");

@@ -59,8 +59,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
                          static_cast<uint64_t>(config.seed)));
   EK_ASSIGN_OR_RETURN(Model model, Model::Create(config.model, context.dtype,
                                                  /*with_gradients=*/true, tracker));
-  EK_ASSIGN_OR_RETURN(Optimizer optimizer,
-                      Optimizer::Create(model, config.train.adamw, tracker));
+  EK_ASSIGN_OR_RETURN(Optimizer optimizer, Optimizer::Create(model, config.train.adamw, tracker));
   std::unique_ptr<Trainer> trainer(new Trainer(config, context, comm, tracker, std::move(data),
                                                std::move(model), std::move(optimizer)));
   if (!config.data.validation.empty()) {
@@ -104,11 +103,10 @@ absl::Status Trainer::Start() {
     model_.layout().Initialize(context_, static_cast<uint64_t>(config_.seed),
                                model_.weights().view());
   } else if (!restored) {
-    EK_RETURN_IF_ERROR(AgreeOnStatus(
-        comm_,
-        ReadWeights(config_.train.init_from, config_.model, model_.layout(),
-                    model_.weights().view()),
-        "initial weights"));
+    EK_RETURN_IF_ERROR(AgreeOnStatus(comm_,
+                                     ReadWeights(config_.train.init_from, config_.model,
+                                                 model_.layout(), model_.weights().view()),
+                                     "initial weights"));
   }
   saved_step_ = restored ? progress_.step : -1;
 
@@ -128,6 +126,8 @@ absl::Status Trainer::Start() {
 
 absl::Status Trainer::Run() {
   EK_RETURN_IF_ERROR(Start());
+  // What the untrained model knows, to compare with.
+  if (progress_.step == 0 && config_.train.eval_every > 0) EK_RETURN_IF_ERROR(EvaluateHeldOut());
   bool stop = false;
   while (progress_.step < config_.train.steps && !stop) {
     comm_.SetStep(progress_.step + 1);
@@ -149,11 +149,10 @@ absl::Status Trainer::Run() {
     }
   }
   if (done) return absl::OkStatus();
-  return WithExitCode(
-      absl::CancelledError(absl::StrCat("stopped at step ", progress_.step, " of ",
-                                        config_.train.steps,
-                                        ", saved; the same command goes on from there")),
-      ExitCode::kPreempted);
+  return WithExitCode(absl::CancelledError(absl::StrCat(
+                          "stopped at step ", progress_.step, " of ", config_.train.steps,
+                          ", saved; the same command goes on from there")),
+                      ExitCode::kPreempted);
 }
 
 absl::StatusOr<Trainer::StepResult> Trainer::Step() {
@@ -190,11 +189,10 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   double sums[2] = {0, StopRequested() ? 1.0 : 0.0};  // losses, requests to stop
   for (size_t i = 0; i < batches.size(); ++i) {
     const bool last = i + 1 == batches.size();
-    sums[0] += model_.ForwardBackward(
-        context_, batches[i], scale, config_.runtime.recompute,
-        [&](int64_t range_begin, int64_t range_end) {
-          if (last) reducer.MarkFinal(range_begin, range_end);
-        });
+    sums[0] += model_.ForwardBackward(context_, batches[i], scale, config_.runtime.recompute,
+                                      [&](int64_t range_begin, int64_t range_end) {
+                                        if (last) reducer.MarkFinal(range_begin, range_end);
+                                      });
   }
   EK_RETURN_IF_ERROR(reducer.Finish());
   result.exposed_comm_seconds = reducer.exposed_seconds();
@@ -249,9 +247,8 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.tokens = progress_.tokens;
   metrics.valid_tokens = result.valid_tokens;
   metrics.step_seconds = seconds;
-  metrics.tokens_per_s = static_cast<double>(config_.train.global_batch_size *
-                                             config_.data.sequence_length) /
-                         seconds;
+  metrics.tokens_per_s =
+      static_cast<double>(config_.train.global_batch_size * config_.data.sequence_length) / seconds;
   metrics.model_flops = result.model_flops;
   metrics.mfu = result.model_flops / seconds / (peak_flops_ * comm_.size());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
@@ -298,6 +295,8 @@ bool Trainer::StopRequested() const {
          (config_.train.max_minutes > 0 && Elapsed() > 60 * config_.train.max_minutes);
 }
 
-double Trainer::Elapsed() const { return Now() - start_seconds_; }
+double Trainer::Elapsed() const {
+  return Now() - start_seconds_;
+}
 
 }  // namespace evenkeel
