@@ -376,8 +376,8 @@ cudaError_t Launch(const SoftmaxBackwardParams& params, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   size_t bytes = 0;
-  const SoftmaxBackwardWorkspace w =
-      LayOutSoftmaxBackward(params.workspace, p.plan.num_query_tiles, Shape::kQueries, p.num_heads, kDim, &bytes);
+  const SoftmaxBackwardWorkspace w = LayOutSoftmaxBackward(
+      params.workspace, p.plan.num_query_tiles, Shape::kQueries, p.num_heads, kDim, &bytes);
   cudaError_t error = LaunchSoftmaxBackwardStatistics(params, w, stream);
   if (error != cudaSuccess) return error;
   const auto query_blocks = static_cast<unsigned>(p.plan.num_query_tiles * p.num_heads);

@@ -205,6 +205,7 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
   const int first_key = consumer * 64 + warp * 16 + lane / 4;  // and the one 8 further
   const float scale = p.scale * kLog2E;
   const auto release = [&](uint64_t& barrier) {
+    __syncwarp();
     if (lane == 0) Arrive(SharedAddress(&barrier));
   };
 

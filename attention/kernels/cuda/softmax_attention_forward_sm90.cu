@@ -27,8 +27,8 @@ struct Sm90Shape {
   static constexpr int kQueries = kConsumers * 64;
   static constexpr int kKeys = kDim <= 128 ? 128 : 64;
   static constexpr int kStages = 2;
-  static constexpr int kQBytes = kQueries * kDim * 2;
-  static constexpr int kTileBytes = kKeys * kDim * 2;  // of keys, and of values
+  static constexpr int kQBytes = kQueries * kHeadDim * 2;
+  static constexpr int kTileBytes = kKeys * kHeadDim * 2;  // of keys, and of values
   // Tiles start at multiples of 1024 bytes; the base of shared memory need not.
   static constexpr int kSharedBytes = 1024 + kQBytes + 2 * kStages * kTileBytes;
 };
@@ -182,6 +182,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
   const uint32_t q_rows = q_tile + consumer * 64 * 128;
   const float scale = p.scale * kLog2E;
   const auto release = [&](uint64_t& barrier) {
+    __syncwarp();
     if (lane == 0) Arrive(SharedAddress(&barrier));
   };
   const auto wait_turn = [&] { NamedBarrierSync(kTurnBarrier + consumer, 256); };

@@ -38,6 +38,9 @@ void AppendQueryTiles(const AttentionTask& task, int rows, std::vector<QueryTile
 
 std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_tasks, int rows) {
   std::vector<QueryTile> tiles;
+  int64_t count = 0;
+  for (int64_t t = 0; t < num_tasks; ++t) count += CeilDiv(tasks[t].q_len, rows);
+  tiles.reserve(count);
   for (int64_t t = 0; t < num_tasks; ++t) AppendQueryTiles(tasks[t], rows, tiles);
   std::vector<int64_t> weights(tiles.size());
   for (size_t i = 0; i < tiles.size(); ++i) {
@@ -88,6 +91,9 @@ std::vector<KeyRun> KeyRuns(std::vector<PlannedTask>& tasks, int tile_rows) {
 std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, int rows) {
   const std::vector<KeyRun> runs = KeyRuns(tasks, rows);
   std::vector<KeyTile> tiles;
+  if (!runs.empty()) {
+    tiles.reserve(runs.back().first_tile + CeilDiv(runs.back().end - runs.back().begin, rows));
+  }
   for (const KeyRun& run : runs) {
     for (int64_t row = run.begin; row < run.end; row += rows) {
       tiles.push_back({static_cast<int32_t>(row),
