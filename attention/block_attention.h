@@ -17,7 +17,7 @@ namespace evenkeel {
 std::vector<AttentionTask> TasksOfBlocks(absl::Span<const int64_t> cu_seqlens, int64_t block);
 
 // Variant T1 (ReLA): out = relu(scale Q K^T * causal mask) V over the same blocks, no denominator.
-// q, k [T, H, D]; v, out [T, H, E].
+// q [T_q, H, D], k [T_kv, H, D], v [T_kv, H, E], out [T_q, H, E].
 void ReluBlockAttentionForward(const OpContext& context, absl::Span<const AttentionTask> tasks,
                                double scale, ConstTensorView q, ConstTensorView k,
                                ConstTensorView v, TensorView out);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "launch/commands.h"
 #include "launch/config_options.h"
+#include "launch/memory_check.h"
 #include "launch/run_config.h"
 #include "models/model_shape.h"
 #include "nlohmann/json.hpp"
@@ -27,18 +28,6 @@ struct PlanOptions {
   bool json = false;
 };
 
-RecomputePlan PlanOf(Recompute recompute) {
-  switch (recompute) {
-    case Recompute::kNone:
-      return RecomputePlan::kNone;
-    case Recompute::kMlp:
-      return RecomputePlan::kMlp;
-    case Recompute::kLayer:
-      return RecomputePlan::kLayer;
-  }
-  return RecomputePlan::kNone;
-}
-
 absl::Status Plan(const PlanOptions& options) {
   EK_ASSIGN_OR_RETURN(const RunConfig config,
                       ReadRunConfig(options.config.file, options.config.overrides));
@@ -46,9 +35,8 @@ absl::Status Plan(const PlanOptions& options) {
   const int64_t sequence = config.data.sequence_length;
   const int64_t micro_tokens =
       sequence * std::min(config.train.micro_batch_size, config.train.global_batch_size);
-  const int64_t element = SizeOf(config.runtime.dtype);
-  const MemoryPlan memory = PlanTrainingMemory(shape, micro_tokens, element,
-                                               PlanOf(config.runtime.recompute), kTokenChunk);
+  const MemoryPlan memory =
+      PlanRankMemory(config, config.train.micro_batch_size, config.runtime.recompute);
   const StepFlops flops = TrainingFlops(shape, {sequence});
   const double per_token = flops.total() / static_cast<double>(sequence);
   int64_t most = 0, least = config.train.global_batch_size;

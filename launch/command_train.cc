@@ -5,6 +5,8 @@
 #include "absl/strings/str_cat.h"
 #include "launch/commands.h"
 #include "launch/config_options.h"
+#include "launch/machine.h"
+#include "launch/memory_check.h"
 #include "launch/rank_runtime.h"
 #include "launch/stop_request.h"
 #include "launch/trainer.h"
@@ -25,6 +27,8 @@ absl::Status Train(const ConfigOptions& options) {
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
+    EK_RETURN_IF_ERROR(AgreeOnStatus(
+        rank.comm, CheckFits(config, rank.local_ranks, PhysicalMemoryBytes()), "memory"));
     auto trainer = Trainer::Create(config, rank.context, rank.comm, rank.tracker);
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());

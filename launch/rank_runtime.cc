@@ -28,7 +28,7 @@ absl::Status RunBody(const RankOptions& options, Communicator& comm, int local_s
   MemoryTracker tracker;
   EK_ASSIGN_OR_RETURN(Arena arena, Arena::Create(PhysicalMemoryBytes(), tracker));
   const OpContext context{pool, arena, options.dtype};
-  return body({context, comm, tracker});
+  return body({context, comm, tracker, local_size});
 }
 
 }  // namespace

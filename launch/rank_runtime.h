@@ -22,6 +22,7 @@ struct RankRuntime {
   const OpContext& context;
   Communicator& comm;
   MemoryTracker& tracker;
+  int local_ranks;  // on this host
 };
 
 // Starts MPI if mpirun started this process, runs `body`, reports its failure on the rank (or,

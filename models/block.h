@@ -23,8 +23,8 @@
 
 namespace evenkeel {
 
-// Rows of the outer pieces' chunks: large enough for matrix products at full speed, small enough that
-// the widest intermediate (2 F columns) stays in the shared cache.
+// Rows of the outer pieces' chunks: large enough for matrix products at full speed, small enough
+// that the widest intermediate (2 F columns) stays in the shared cache.
 constexpr int64_t kTokenChunk = 512;
 
 // Which activations the forward pass keeps for the backward pass, and which are computed again.

@@ -12,15 +12,16 @@
 namespace evenkeel {
 
 // One use a step: MarkFinal for every range during the backward pass of the last micro-batch, then
-// Finish. All ranks of `comm` mark the same ranges in the same order. With one rank nothing is done.
+// Finish. All ranks of `comm` mark the same ranges in the same order. With one rank nothing is
+// done.
 class GradientReducer {
  public:
   // gradients [N], dense; reduced in place. Both must outlive the reducer.
   GradientReducer(Communicator& comm, TensorView gradients, int64_t bucket_elements);
 
   // The gradients of [begin, end) are final on this rank; `end` is where the range before began (N
-  // for the first). Starts the reduction of every bucket that is full, and moves on those under way:
-  // MPI makes progress only inside its calls.
+  // for the first). Starts the reduction of every bucket that is full, and moves on those under
+  // way: MPI makes progress only inside its calls.
   void MarkFinal(int64_t begin, int64_t end);
 
   // Starts what is left, and waits until all gradients are summed over the ranks.

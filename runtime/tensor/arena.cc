@@ -2,10 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/exit_code.h"
+#include "runtime/base/log.h"
 
 namespace evenkeel {
 namespace {
@@ -46,10 +49,13 @@ Arena::~Arena() {
 
 TensorView Arena::Allocate(DType dtype, Shape shape, MemoryPurpose purpose) {
   const int64_t bytes = Aligned(shape.num_elements() * SizeOf(dtype));
-  EK_CHECK(bytes >= 0 && bytes <= capacity_ - offset_)
-      << "out of memory: " << NameOf(purpose) << " " << shape.ToString() << " needs "
-      << FormatBytes(bytes) << " beyond the arena's " << FormatBytes(capacity_) << "\n"
-      << tracker_->Report();
+  if (bytes > capacity_ - offset_) {
+    // No caller in the middle of a step could do anything but end the run.
+    LogError(absl::StrCat("out of memory: ", NameOf(purpose), " ", shape.ToString(), " needs ",
+                          FormatBytes(bytes), ", of the arena's ", FormatBytes(capacity_), " ",
+                          FormatBytes(offset_), " are in use\n", tracker_->Report()));
+    std::_Exit(static_cast<int>(ExitCode::kOutOfMemory));
+  }
   void* data = base_ + offset_;
   offset_ += bytes;
   blocks_.push_back({purpose, bytes});

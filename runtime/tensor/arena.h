@@ -31,8 +31,8 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena();
 
-  // Returns an uninitialised, 64-byte aligned tensor. Exhaustion is fatal with a memory report:
-  // the plan (`evenkeel plan`) says beforehand what a step needs.
+  // Returns an uninitialised, 64-byte aligned tensor. Exhaustion ends the process with
+  // ExitCode::kOutOfMemory and a memory report: a run is checked against its plan before it starts.
   TensorView Allocate(DType dtype, Shape shape, MemoryPurpose purpose);
 
   // The same, filled with zeros.

@@ -1,0 +1,70 @@
+#include "launch/memory_check.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "models/block.h"
+#include "models/model_shape.h"
+#include "runtime/tensor/memory_tracker.h"
+
+namespace evenkeel {
+namespace {
+
+RecomputePlan PlanOf(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::kNone:
+      return RecomputePlan::kNone;
+    case Recompute::kMlp:
+      return RecomputePlan::kMlp;
+    case Recompute::kLayer:
+      return RecomputePlan::kLayer;
+  }
+  return RecomputePlan::kNone;
+}
+
+// The first remedy that fits, as a hint.
+std::string Remedy(const RunConfig& config, int local_ranks, int64_t host_bytes) {
+  const auto fits = [&](int64_t micro_batch, Recompute recompute) {
+    return PlanRankMemory(config, micro_batch, recompute).total() * local_ranks <= host_bytes;
+  };
+  for (int64_t micro = config.train.micro_batch_size - 1; micro >= 1; --micro) {
+    if (fits(micro, config.runtime.recompute)) {
+      return absl::StrCat("train.micro_batch_size=", micro, " fits");
+    }
+  }
+  for (const auto& [name, recompute] :
+       {std::pair("mlp", Recompute::kMlp), std::pair("layer", Recompute::kLayer)}) {
+    for (int64_t micro = config.train.micro_batch_size; micro >= 1; --micro) {
+      if (fits(micro, recompute)) {
+        return absl::StrCat("runtime.recompute=", name, " with train.micro_batch_size=", micro,
+                            " fits");
+      }
+    }
+  }
+  return "start fewer ranks a host, or lower data.sequence_length";
+}
+
+}  // namespace
+
+MemoryPlan PlanRankMemory(const RunConfig& config, int64_t micro_batch_size, Recompute recompute) {
+  const int64_t samples = std::min(micro_batch_size, config.train.global_batch_size);
+  return PlanTrainingMemory(ShapeOf(config.model), samples * config.data.sequence_length,
+                            SizeOf(config.runtime.dtype), PlanOf(recompute), kTokenChunk);
+}
+
+absl::Status CheckFits(const RunConfig& config, int local_ranks, int64_t host_bytes) {
+  const MemoryPlan plan =
+      PlanRankMemory(config, config.train.micro_batch_size, config.runtime.recompute);
+  if (plan.total() * local_ranks <= host_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "this run does not fit: %d rank%s of this host need%s %s each (weights, gradients and "
+      "optimizer %s, activations %s, workspace %s), the host has %s: %s",
+      local_ranks, local_ranks > 1 ? "s" : "", local_ranks > 1 ? "" : "s",
+      FormatBytes(plan.total()), FormatBytes(plan.weights + plan.gradients + plan.optimizer),
+      FormatBytes(plan.activations), FormatBytes(plan.workspace), FormatBytes(host_bytes),
+      Remedy(config, local_ranks, host_bytes)));
+}
+
+}  // namespace evenkeel
