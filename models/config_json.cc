@@ -22,6 +22,14 @@ constexpr std::pair<const char*, RopeScalingKind> kScalingNames[] = {
 constexpr LayerKind kKinds[] = {LayerKind::kSoftmax, LayerKind::kLightning,
                                 LayerKind::kNormAttention, LayerKind::kDiagAttention};
 
+void RefusePartialRotation(JsonReader& reader) {
+  double rotated = 1;
+  reader.Float("partial_rotary_factor", &rotated, 0, 1);
+  if (rotated != 1) {
+    reader.Error("partial_rotary_factor", "rotating a part of a head is not supported");
+  }
+}
+
 void ReadScaling(JsonReader& reader, RopeConfig* rope) {
   std::string type = "none";
   reader.String("type", &type);
@@ -34,6 +42,9 @@ void ReadScaling(JsonReader& reader, RopeConfig* rope) {
     }
   }
   if (!known) reader.Error("rope_type", absl::StrCat("'", type, "' is not supported"));
+  if (rope->scaling != RopeScalingKind::kNone && reader.Find("factor") == nullptr) {
+    reader.Error("factor", "is missing");
+  }
   reader.Float("rope_theta", &rope->theta, 1, 1e12);
   reader.Float("factor", &rope->factor, 1, 1e6);
   reader.Float("low_freq_factor", &rope->low_freq_factor, 1e-6, 1e6);
@@ -43,6 +54,18 @@ void ReadScaling(JsonReader& reader, RopeConfig* rope) {
   reader.Float("beta_fast", &rope->beta_fast, 1e-6, 1e6);
   reader.Float("beta_slow", &rope->beta_slow, 1e-6, 1e6);
   reader.Float("attention_factor", &rope->attention_factor, 0, 1e6);
+  // DeepSeek's way of writing YaRN's attention factor: a ratio of two scaled logarithms.
+  double mscale = 0, mscale_all_dim = 0;
+  reader.Float("mscale", &mscale, 0, 1e6);
+  reader.Float("mscale_all_dim", &mscale_all_dim, 0, 1e6);
+  if (rope->attention_factor == 0 && mscale > 0 && mscale_all_dim > 0) {
+    const double log_factor = 0.1 * std::log(rope->factor);
+    rope->attention_factor = (mscale * log_factor + 1) / (mscale_all_dim * log_factor + 1);
+  }
+  bool truncate = true;
+  reader.Bool("truncate", &truncate);
+  if (!truncate) reader.Error("truncate", "YaRN with a fractional ramp is not supported");
+  RefusePartialRotation(reader);
 }
 
 }  // namespace
@@ -118,6 +141,7 @@ void JsonReader::IndicesOfOnes(const char* key, std::vector<int64_t>* indices) {
 }
 
 void ReadRope(JsonReader& reader, RopeConfig* rope) {
+  RefusePartialRotation(reader);
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     const Json* found = reader.Find(key);
     if (found == nullptr) continue;
@@ -206,7 +230,9 @@ absl::StatusOr<ModelConfig> FromJson(const Json& json, const std::string& path) 
   if (const Json* layers = reader.Find("lrpe_layers"); layers != nullptr) {
     c.lrpe_layers.clear();
     for (const Json& layer : *layers) {
-      if (!layer.is_number_unsigned() || layer.get<uint64_t>() >= 10000) {
+      const bool is_index =
+          layer.is_number_integer() && layer.get<int64_t>() >= 0 && layer.get<int64_t>() < 10000;
+      if (!is_index) {
         reader.Error("lrpe_layers", "is not a list of layer indices");
         break;
       }

@@ -1,6 +1,8 @@
 #include "models/hugging_face.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -88,6 +90,7 @@ void FillTransNormerConfig(const ModelConfig& c, Json& json) {
   json["glu_act"] = "none";
   json["bias"] = false;
   json["no_scale_embedding"] = !c.scale_embedding;
+  json["init_std"] = c.init_std;
   json["causal"] = true;
   Json lrpe = Json::array();
   for (int64_t i = 0; i < c.num_layers; ++i) lrpe.push_back(c.uses_lrpe(i) ? 1 : 0);
@@ -113,17 +116,33 @@ Json ToHuggingFaceConfig(const ModelConfig& config, const std::string& dtype_nam
   json["initializer_range"] = config.init_std;
   json["torch_dtype"] = dtype_name;
   json["use_cache"] = true;
+  // A model does not know its tokenizer; absent, transformers would take Llama's 1 and 2.
+  json["bos_token_id"] = nullptr;
+  json["eos_token_id"] = nullptr;
   json["evenkeel"] = ToJson(config);
   return json;
 }
 
-absl::StatusOr<ModelConfig> FromHuggingFaceConfig(const Json& json, const std::string& path) {
+namespace {
+
+// Fails on a string that is none of those whose mathematics we have.
+void RequireOneOf(JsonReader& reader, const char* key, std::initializer_list<const char*> known) {
+  std::string value = *known.begin();
+  reader.String(key, &value);
+  if (std::find(known.begin(), known.end(), value) == known.end()) {
+    reader.Error(key, absl::StrCat("'", value, "' is not supported"));
+  }
+}
+
+// Reads the keys that Hugging Face knows.
+absl::StatusOr<ModelConfig> FromTheirKeys(const Json& json, const std::string& path) {
   JsonReader reader(json, path);
   ModelConfig c;
-  if (json.is_object() && json.contains("evenkeel")) return FromJson(json["evenkeel"], path);
   std::string type;
   reader.String("model_type", &type);
-  c.init_std = 0.02;
+  // The released TransNormerLLM configs have no model_type.
+  if (type.empty() && reader.Find("decoder_embed_dim") != nullptr) type = "transnormer";
+  reader.Float(type == "transnormer" ? "init_std" : "initializer_range", &c.init_std, 0, 10);
   reader.Int("vocab_size", &c.vocab_size, 1, int64_t{1} << 24, /*required=*/true);
   reader.Bool("tie_word_embeddings", &c.tie_embeddings);
   if (type == "llama" || type == "qwen2" || type == "qwen3") {
@@ -144,9 +163,14 @@ absl::StatusOr<ModelConfig> FromHuggingFaceConfig(const Json& json, const std::s
     if (attention_bias || mlp_bias) {
       reader.Error("attention_bias", "biases of Llama and Qwen3 layers are not supported");
     }
+    RequireOneOf(reader, "hidden_act", {"silu", "swish"});
     bool sliding = false;
     reader.Bool("use_sliding_window", &sliding);
     if (sliding) reader.Error("use_sliding_window", "sliding windows are not supported");
+    // What transformers assumes where a scaling does not say.
+    if (c.max_position_embeddings > 0) {
+      c.rope.original_max_position_embeddings = static_cast<double>(c.max_position_embeddings);
+    }
     ReadRope(reader, &c.rope);
   } else if (type == "transnormer") {
     c.layer_pattern = {LayerKind::kLightning};
@@ -166,6 +190,12 @@ absl::StatusOr<ModelConfig> FromHuggingFaceConfig(const Json& json, const std::s
     reader.Bool("no_scale_embedding", &no_scale);
     reader.Bool("bias", &bias);
     if (bias) reader.Error("bias", "TransNormerLLM with biases is not supported");
+    if (reader.Find("gate_dim") != nullptr) {
+      reader.Error("gate_dim", "the low-rank gate of TransNormerLLM3 is not supported");
+    }
+    RequireOneOf(reader, "norm_type", {"simplermsnorm"});
+    RequireOneOf(reader, "linear_act_fun", {"swish", "silu"});
+    RequireOneOf(reader, "glu_act", {"none"});
     c.scale_embedding = !no_scale;
     reader.IndicesOfOnes("linear_use_lrpe_list", &c.lrpe_layers);
   } else {
@@ -180,6 +210,28 @@ absl::StatusOr<ModelConfig> FromHuggingFaceConfig(const Json& json, const std::s
         ExitCode::kCheckpoint);
   }
   return c;
+}
+
+// Whether Hugging Face sees the same model in both.
+bool SameForHuggingFace(const ModelConfig& a, const ModelConfig& b) {
+  Json json_a = ToHuggingFaceConfig(a, ""), json_b = ToHuggingFaceConfig(b, "");
+  json_a.erase("evenkeel");
+  json_b.erase("evenkeel");
+  return json_a == json_b;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> FromHuggingFaceConfig(const Json& json, const std::string& path) {
+  if (!json.is_object() || !json.contains("evenkeel")) return FromTheirKeys(json, path);
+  EK_ASSIGN_OR_RETURN(const ModelConfig ours, FromJson(json["evenkeel"], path));
+  const auto type = json.find("model_type");
+  if (type == json.end() || *type == "evenkeel") return ours;
+  // Other programs edit the keys they know and copy ours as they found them: where the two
+  // disagree, ours are stale.
+  EK_ASSIGN_OR_RETURN(ModelConfig theirs, FromTheirKeys(json, path));
+  if (ours.max_position_embeddings == 0) theirs.max_position_embeddings = 0;
+  return SameForHuggingFace(ours, theirs) ? ours : theirs;
 }
 
 absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder) {
