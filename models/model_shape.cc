@@ -16,6 +16,8 @@ ModelShape ShapeOf(const ModelConfig& config) {
   }
   // The embedding is a gather, no product; a tied one counts once, as the head.
   if (!config.tie_embeddings) shape.num_matmul_parameters -= config.vocab_size * config.hidden_size;
+  if (config.has_kind(LayerKind::kSoftmax)) shape.rotary_size = config.head_size();
+  shape.keeps_embedding = config.embedding_norm;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const BlockSpec spec = MakeBlockSpec(config, i);
     LayerShape layer;
@@ -34,6 +36,7 @@ ModelShape ShapeOf(const ModelConfig& config) {
       layer.copied_qk_width = (spec.num_heads + spec.num_kv_heads) * spec.core_qk_size();
     }
     layer.widens_qk = spec.position == PositionKind::kLrpe;
+    layer.gated = spec.gated;
     shape.layers.push_back(layer);
   }
   return shape;

@@ -1,5 +1,6 @@
 // How much memory a rank needs for a training step, by purpose, before anything is started. It
-// follows what the runtime allocates, item by item; a test holds the two together.
+// follows what the runtime allocates, item by item; a test holds the two together. Only the scratch
+// of the attention kernels is left out: a few hundred KiB a thread, whatever the length.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ struct MemoryPlan {
   int64_t weights = 0;  // bytes, all of them
   int64_t gradients = 0;
   int64_t optimizer = 0;
-  int64_t activations = 0;  // kept between forward and backward at the peak
-  int64_t workspace = 0;    // what comes and goes inside a layer or the head, at the peak
+  int64_t activations = 0;  // kept from the forward pass for the backward pass
+  int64_t workspace = 0;    // on top of that at the peak, inside a layer or the head
   int64_t total() const { return weights + gradients + optimizer + activations + workspace; }
 };
 

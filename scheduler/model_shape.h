@@ -18,6 +18,7 @@ struct LayerShape {
   int64_t copied_qk_width = 0;  // columns of q and k that core attention keeps apart, 0 if none
   bool has_lse = false;
   bool widens_qk = false;  // gradients of q and k need memory of their own (LRPE)
+  bool gated = false;      // the output's norm is computed again for the gate's gradient
 };
 
 struct ModelShape {
@@ -25,6 +26,8 @@ struct ModelShape {
   int64_t vocab_size = 0;
   int64_t num_parameters = 0;         // all that is stored
   int64_t num_matmul_parameters = 0;  // weights of matrix products, the head included
+  int64_t rotary_size = 0;       // dimensions a token of the rotary tables, 0 if there are none
+  bool keeps_embedding = false;  // kept apart for the gradient of a norm after it
   std::vector<LayerShape> layers;
 };
 
