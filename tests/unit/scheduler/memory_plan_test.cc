@@ -1,0 +1,113 @@
+// The plan against what a training step really allocates.
+#include "scheduler/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "models/model_shape.h"
+#include "models/optimizer.h"
+#include "tests/support/tiny_models.h"
+
+namespace evenkeel {
+namespace {
+
+using testing_support::AllTinyModels;
+using testing_support::IgnoreRanges;
+using testing_support::MakeModel;
+using testing_support::NamedModel;
+using testing_support::RandomBatch;
+using testing_support::TestRuntime;
+
+struct RecomputeCase {
+  const char* name;
+  Recompute recompute;
+  RecomputePlan plan;
+};
+
+constexpr RecomputeCase kRecomputeCases[] = {
+    {"none", Recompute::kNone, RecomputePlan::kNone},
+    {"mlp", Recompute::kMlp, RecomputePlan::kMlp},
+    {"layer", Recompute::kLayer, RecomputePlan::kLayer},
+};
+
+// Trains one step and compares. What the plan leaves out is the scratch of the attention kernels'
+// threads, at most a few hundred KiB each.
+void CheckPlan(const NamedModel& named, const RecomputeCase& mode,
+               const std::vector<int64_t>& lengths, DType dtype, int threads) {
+  TestRuntime runtime(dtype, threads);
+  const auto model = MakeModel(runtime, named.config);
+  auto optimizer = Optimizer::Create(*model, AdamWConfig(), runtime.tracker);
+  ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+  const PackedBatch batch = RandomBatch(lengths, named.config.vocab_size, 1);
+  (void)model->ForwardBackward(runtime.context, batch, 1, mode.recompute, IgnoreRanges);
+  (void)Optimizer::GradientNorm(runtime.context, *model);
+  optimizer->Step(runtime.context, 1e-3, 1, 1, *model);
+
+  const MemoryPlan plan = PlanTrainingMemory(ShapeOf(named.config), batch.num_tokens(),
+                                             SizeOf(dtype), mode.plan, kTokenChunk);
+  const MemoryTracker& tracker = runtime.tracker;
+  EXPECT_EQ(plan.weights, tracker.peak(MemoryPurpose::kWeights));
+  EXPECT_EQ(plan.gradients, tracker.peak(MemoryPurpose::kGradients));
+  EXPECT_EQ(plan.optimizer, tracker.peak(MemoryPurpose::kOptimizer));
+  const int64_t actual = tracker.peak_total();
+  const double error = std::abs(static_cast<double>(plan.total() - actual));
+  EXPECT_LE(error, std::max(0.05 * static_cast<double>(actual), 300.0 * 1024))
+      << named.name << ", recompute " << mode.name << ", " << batch.num_tokens() << " tokens: plan "
+      << plan.total() << ", actual " << actual;
+}
+
+TEST(MemoryPlan, TellsWhatTinyModelsAllocate) {
+  for (const NamedModel& named : AllTinyModels()) {
+    for (const RecomputeCase& mode : kRecomputeCases) {
+      for (const std::vector<int64_t>& lengths :
+           {std::vector<int64_t>{1}, {33}, {200, 1, 99}, {700}, {1500, 533, 100}}) {
+        CheckPlan(named, mode, lengths, DType::kF64, 1);
+      }
+    }
+  }
+}
+
+NamedModel Wide(std::string name, std::vector<LayerKind> pattern) {
+  ModelConfig config;
+  config.layer_pattern = std::move(pattern);
+  config.vocab_size = 2000;
+  config.hidden_size = 128;
+  config.intermediate_size = 352;
+  config.num_layers = 4;
+  config.num_heads = 2;
+  return {std::move(name), config};
+}
+
+TEST(MemoryPlan, TellsWhatWiderModelsAllocate) {
+  std::vector<NamedModel> models;
+  models.push_back(Wide("wide llama", {LayerKind::kSoftmax}));
+  models.push_back(Wide("wide qwen3", {LayerKind::kSoftmax}));
+  models.back().config.qk_norm = true;
+  models.back().config.num_kv_heads = 1;
+  models.push_back(Wide("wide tnl", {LayerKind::kLightning}));
+  models.push_back(
+      Wide("wide hybrid", {LayerKind::kLightning, LayerKind::kLightning, LayerKind::kSoftmax}));
+  models.push_back(Wide("wide v1", {LayerKind::kDiagAttention, LayerKind::kNormAttention}));
+  models.back().config.embedding_norm = true;
+  // Every layer widens q and k.
+  models.push_back(Wide("all lrpe", {LayerKind::kLightning}));
+  models.back().config.lrpe_layers = {0, 1, 2, 3};
+  // The head is the peak.
+  models.push_back(Wide("large head", {LayerKind::kSoftmax}));
+  models.back().config.vocab_size = 20000;
+  models.back().config.num_layers = 1;
+  for (const NamedModel& named : models) {
+    for (const RecomputeCase& mode : kRecomputeCases) {
+      CheckPlan(named, mode, {600, 300, 100}, DType::kF32, 1);
+    }
+    CheckPlan(named, kRecomputeCases[1], {2048}, DType::kF32, 2);
+    CheckPlan(named, kRecomputeCases[0], {100}, DType::kF64, 2);
+  }
+}
+
+}  // namespace
+}  // namespace evenkeel
