@@ -1,0 +1,242 @@
+#include "launch/run_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/exit_code.h"
+#include "runtime/config/config_fields.h"
+
+namespace evenkeel {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::Status Read(const std::string& text, const std::vector<std::string>& overrides,
+                  RunConfig* config) {
+  return ReadConfigFromText(text, "x.yaml", overrides,
+                            [&](ConfigFields& fields) { DescribeFields(fields, *config); });
+}
+
+// The present value of every key.
+std::map<std::string, std::string> ValuesOf(const RunConfig& config) {
+  RunConfig copy = config;
+  std::map<std::string, std::string> values;
+  for (const KeyDescription& key :
+       ListConfigKeys([&](ConfigFields& fields) { DescribeFields(fields, copy); })) {
+    values[key.path] = key.default_value;
+  }
+  return values;
+}
+
+constexpr char kModel[] =
+    "model: {vocab_size: 32, hidden_size: 16, intermediate_size: 24, num_layers: 2, num_heads: "
+    "4}\n";
+constexpr char kSmall[] =
+    "data: {train: d}\n"
+    "model: {vocab_size: 32, hidden_size: 16, intermediate_size: 24, num_layers: 2, num_heads: "
+    "4}\n";
+
+// Every key with a value that is not its default, as YAML prints it.
+const std::pair<const char*, const char*> kEveryKey[] = {
+    {"folder", "runs/other"},
+    {"seed", "4611686018427387904"},
+    {"model.layer_pattern", "[lightning, softmax, norm_attention, diag_attention]"},
+    {"model.vocab_size", "1000"},
+    {"model.hidden_size", "64"},
+    {"model.intermediate_size", "96"},
+    {"model.num_layers", "8"},
+    {"model.num_heads", "4"},
+    {"model.num_kv_heads", "2"},
+    {"model.head_dim", "24"},
+    {"model.max_position_embeddings", "8192"},
+    {"model.norm_eps", "1e-05"},
+    {"model.tie_embeddings", "true"},
+    {"model.scale_embedding", "true"},
+    {"model.embedding_norm", "true"},
+    {"model.final_norm_gain", "false"},
+    {"model.rope_theta", "500000"},
+    {"model.rope_scaling.type", "yarn"},
+    {"model.rope_scaling.factor", "4"},
+    {"model.rope_scaling.low_freq_factor", "1.5"},
+    {"model.rope_scaling.high_freq_factor", "5"},
+    {"model.rope_scaling.original_max_position_embeddings", "2048"},
+    {"model.rope_scaling.beta_fast", "16"},
+    {"model.rope_scaling.beta_slow", "2"},
+    {"model.rope_scaling.attention_factor", "1.25"},
+    {"model.qkv_bias", "true"},
+    {"model.qk_norm", "true"},
+    {"model.lrpe_layers", "[\"0\", \"4\"]"},
+    {"model.variant", "t1"},
+    {"model.block_size", "32"},
+    {"model.init_std", "0.03"},
+    {"model.depth_scaled_init", "true"},
+    {"data.train", "data/a"},
+    {"data.validation", "data/b"},
+    {"data.sequence_length", "4096"},
+    {"train.steps", "7"},
+    {"train.global_batch_size", "5"},
+    {"train.micro_batch_size", "3"},
+    {"train.lr", "0.003"},
+    {"train.min_lr", "0.0003"},
+    {"train.warmup_steps", "2"},
+    {"train.schedule", "constant_then_decay"},
+    {"train.decay_steps", "4"},
+    {"train.weight_decay", "0.05"},
+    {"train.beta1", "0.8"},
+    {"train.beta2", "0.98"},
+    {"train.eps", "1e-07"},
+    {"train.clip_norm", "0.5"},
+    {"train.eval_every", "3"},
+    {"train.eval_samples", "11"},
+    {"train.log_every", "2"},
+    {"train.max_minutes", "1.5"},
+    {"train.on_nonfinite", "skip"},
+    {"train.init_from", "models/a"},
+    {"checkpoint.every", "6"},
+    {"checkpoint.keep_last", "9"},
+    {"checkpoint.resume", "never"},
+    {"checkpoint.fallback", "false"},
+    {"checkpoint.on_error", "stop"},
+    {"runtime.dtype", "float64"},
+    {"runtime.threads", "3"},
+    {"runtime.recompute", "layer"},
+    {"runtime.timeout_s", "12.5"},
+    {"runtime.bucket_mb", "16"},
+    {"runtime.peak_gflops", "99.5"},
+};
+
+TEST(RunConfig, EveryKeySurvivesWritingAndReading) {
+  std::vector<std::string> overrides;
+  std::map<std::string, std::string> expected;
+  for (const auto& [key, value] : kEveryKey) {
+    overrides.push_back(absl::StrCat(key, "=", value));
+    expected[key] = value;
+  }
+  RunConfig config;
+  const absl::Status status = Read("seed: 2", overrides, &config);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(ValuesOf(config), expected);  // no key is missing from the table above
+  const auto defaults = ValuesOf(RunConfig());
+  for (const auto& [key, value] : expected) EXPECT_NE(defaults.at(key), value) << key;
+
+  const std::string yaml = ToYaml(config);
+  RunConfig again;
+  const absl::Status reread = Read(yaml, {}, &again);
+  ASSERT_TRUE(reread.ok()) << reread << "\n" << yaml;
+  EXPECT_EQ(ValuesOf(again), expected);
+  EXPECT_EQ(ToYaml(again), yaml);
+}
+
+TEST(RunConfig, ValuesReachTheirPlaces) {
+  RunConfig config;
+  ASSERT_TRUE(Read(kSmall,
+                   {"train.steps=50", "train.schedule=constant_then_decay",
+                    "model.layer_pattern=[lightning, softmax]", "runtime.dtype=float64",
+                    "model.lrpe_layers=[]", "runtime.recompute=mlp", "train.beta2=0.9"},
+                   &config)
+                  .ok());
+  EXPECT_EQ(config.train.schedule.total_steps, 50);
+  EXPECT_EQ(config.train.schedule.decay, LrDecay::kConstantThenDecay);
+  EXPECT_EQ(config.model.layer_pattern,
+            (std::vector<LayerKind>{LayerKind::kLightning, LayerKind::kSoftmax}));
+  EXPECT_TRUE(config.model.lrpe_layers.empty());
+  EXPECT_EQ(config.runtime.dtype, DType::kF64);
+  EXPECT_EQ(config.runtime.recompute, Recompute::kMlp);
+  EXPECT_EQ(config.train.adamw.beta2, 0.9);
+}
+
+TEST(RunConfig, CrossFieldErrorsSayWhatIsWrong) {
+  const struct {
+    std::string text;
+    std::vector<std::string> overrides;
+    std::string message;
+  } cases[] = {
+      {absl::StrCat(kSmall, "train: {lr: 1e-3, min_lr: 2e-3}"),
+       {},
+       "x.yaml:3:19: train.min_lr: is larger than lr"},
+      {kSmall,
+       {"train.steps=5", "train.warmup_steps=6"},
+       "--set train.warmup_steps=6: train.warmup_steps: is larger than steps"},
+      {absl::StrCat(kModel, "data: {train: d, sequence_length: 300}"),
+       {"model.max_position_embeddings=256"},
+       "x.yaml:2:18: data.sequence_length: is longer than model.max_position_embeddings: the model "
+       "is not meant for it"},
+      {kSmall,
+       {"model.layer_pattern=[softmax, lightening]"},
+       "--set model.layer_pattern=[softmax, lightening]: model.layer_pattern: unknown kind of "
+       "layer 'lightening'; kinds are softmax, lightning, norm_attention, diag_attention"},
+      {kSmall,
+       {"model.layer_pattern=[]"},
+       "--set model.layer_pattern=[]: model.layer_pattern: is empty: name at least one kind of "
+       "layer"},
+      {kSmall,
+       {"model.num_heads=3"},
+       "--set model.num_heads=3: model.num_heads: hidden_size 16 is not a multiple of num_heads 3: "
+       "set head_dim, or other heads"},
+      {kSmall,
+       {"model.num_kv_heads=3"},
+       "x.yaml:2:80: model.num_heads: num_heads 4 is not a multiple of num_kv_heads 3"},
+      {kSmall,
+       {"model.head_dim=5"},
+       "x.yaml:2:80: model.num_heads: head_dim 5 is odd: rotary embeddings turn pairs of "
+       "dimensions"},
+      {kSmall,
+       {"model.lrpe_layers=[0, first]"},
+       "--set model.lrpe_layers=[0, first]: model.lrpe_layers: 'first' is not the index of a "
+       "layer"},
+      {kModel, {}, "x.yaml: data.train: missing; this key must be given"},
+  };
+  for (const auto& c : cases) {
+    RunConfig config;
+    const absl::Status status = Read(c.text, c.overrides, &config);
+    EXPECT_EQ(std::string(status.message()), c.message);
+    EXPECT_EQ(ExitCodeOf(status), ExitCode::kUsage);
+  }
+}
+
+TEST(RunConfig, LimitsThatAreReachedAreAllowed) {
+  RunConfig config;
+  const absl::Status status =
+      Read(kSmall,
+           {"train.lr=1e-3", "train.min_lr=1e-3", "train.steps=5", "train.warmup_steps=5",
+            "data.sequence_length=64", "model.max_position_embeddings=64"},
+           &config);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(RunConfig, TellsAllErrorsAtOnce) {
+  RunConfig config;
+  const absl::Status status = Read(
+      "model: {vocab_size: 32, hidden_size: 16, intermediate_size: -1, num_layers: 2}\n"
+      "data: {train: d}\n"
+      "train: {lr: 1e-3, min_lr: 1, stepps: 3}\n",
+      {"runtime.dtype=float16"}, &config);
+  const std::string message(status.message());
+  EXPECT_THAT(message, HasSubstr("model.num_heads"));
+  EXPECT_THAT(message, HasSubstr("model.intermediate_size"));
+  EXPECT_THAT(message, HasSubstr("train.min_lr: is larger than lr"));
+  EXPECT_THAT(message, HasSubstr("train.stepps: unknown key; did you mean steps?"));
+  EXPECT_THAT(message, HasSubstr("float16"));
+}
+
+TEST(RunConfig, ReadsFilesAndNamesThem) {
+  const std::string path = testing::TempDir() + "ek_run_config_test.yaml";
+  std::ofstream(path) << kSmall << "seed: 9\n";
+  const auto config = ReadRunConfig(path, {"train.steps=3"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->seed, 9);
+  EXPECT_EQ(config->train.steps, 3);
+  std::ofstream(path) << kSmall << "seed: -9\n";
+  EXPECT_THAT(std::string(ReadRunConfig(path, {}).status().message()),
+              HasSubstr(path + ":3:7: seed:"));
+  std::remove(path.c_str());
+  EXPECT_THAT(std::string(ReadRunConfig(path, {}).status().message()), HasSubstr(path));
+}
+
+}  // namespace
+}  // namespace evenkeel
