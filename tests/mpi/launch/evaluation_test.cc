@@ -133,6 +133,18 @@ TEST_F(EvaluationOverRanks, ScoresEveryTokenOfEveryDocument) {
   EXPECT_NEAR(result->perplexity(), std::exp(result->loss()), 1e-9);
 }
 
+TEST_F(EvaluationOverRanks, SpreadsItsSamplesOverTheDataSet) {
+  const IndexedDataset dataset = MakeDataset({2, 3, 4, 5, 6, 7, 8, 9});
+  const struct {
+    int64_t max_samples, tokens;
+  } cases[] = {{1, 1}, {2, 1 + 5}, {3, 1 + 3 + 6}, {4, 1 + 3 + 5 + 7}, {8, 36}, {100, 36}};
+  for (const auto& c : cases) {
+    const auto result = Evaluate(runtime_.context, *model_, dataset, 16, c.max_samples, comm_);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->tokens, c.tokens) << c.max_samples;
+  }
+}
+
 TEST_F(EvaluationOverRanks, WithoutTargetsIsNoNumberOutOfNothing) {
   const IndexedDataset dataset = MakeDataset({1, 1});
   const auto result = Evaluate(runtime_.context, *model_, dataset, 16, 0, comm_);

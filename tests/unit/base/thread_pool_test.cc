@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -89,10 +90,12 @@ TEST(ThreadPool, SleepingWorkersWakeUp) {
   }
 }
 
-// Workers do take part: two parts that wait for each other can only finish on two threads. (Bodies
-// must not do this; it shows here that a second thread comes, however late.)
+// Workers do take part, even out of their sleep: two parts that wait for each other can only finish
+// on two threads. (Bodies must not do this; it shows here that a second thread comes, however
+// late.)
 TEST(ThreadPool, WorkersTakePart) {
   ThreadPool pool(2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
   std::atomic<int> arrived{0};
   std::vector<std::thread::id> ids(2);
   pool.RunOnAll([&](int part) {

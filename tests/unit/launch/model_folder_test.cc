@@ -54,6 +54,15 @@ TEST_F(ModelFolder, OfACheckpointIsItself) {
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kCheckpoint);
 }
 
+TEST_F(ModelFolder, OfACheckpointIsReadToTheLastBit) {
+  const std::string file = Step(1) + "/model.safetensors";
+  std::string bytes = ReadBytes(file);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  WriteBytes(file, bytes);
+  EXPECT_THAT(std::string(FindModelFolder(Step(1)).status().message()),
+              HasSubstr("model.safetensors is damaged: XXH3-128 is "));
+}
+
 TEST_F(ModelFolder, OfHuggingFaceNeedsOnlyAConfig) {
   const std::string path = folder_ / "hf";
   std::filesystem::create_directory(path);

@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -34,8 +32,9 @@ constexpr RecomputeCase kRecomputeCases[] = {
     {"layer", Recompute::kLayer, RecomputePlan::kLayer},
 };
 
-// Trains one step and compares. What the plan leaves out is the scratch of the attention kernels'
-// threads, at most a few hundred KiB each.
+// Trains one step and compares. The plan leaves out the scratch of the attention kernels' threads,
+// so it may be that much too low, and no more than what rounding to whole cache lines costs too
+// high.
 void CheckPlan(const NamedModel& named, const RecomputeCase& mode,
                const std::vector<int64_t>& lengths, DType dtype, int threads) {
   TestRuntime runtime(dtype, threads);
@@ -53,11 +52,10 @@ void CheckPlan(const NamedModel& named, const RecomputeCase& mode,
   EXPECT_EQ(plan.weights, tracker.peak(MemoryPurpose::kWeights));
   EXPECT_EQ(plan.gradients, tracker.peak(MemoryPurpose::kGradients));
   EXPECT_EQ(plan.optimizer, tracker.peak(MemoryPurpose::kOptimizer));
-  const int64_t actual = tracker.peak_total();
-  const double error = std::abs(static_cast<double>(plan.total() - actual));
-  EXPECT_LE(error, std::max(0.05 * static_cast<double>(actual), 300.0 * 1024))
-      << named.name << ", recompute " << mode.name << ", " << batch.num_tokens() << " tokens: plan "
-      << plan.total() << ", actual " << actual;
+  const int64_t scratch = threads * SizeOf(dtype) * 30 * 1024;
+  EXPECT_LE(plan.total(), tracker.peak_total() + 4096);
+  EXPECT_GE(plan.total(), tracker.peak_total() - scratch)
+      << named.name << ", recompute " << mode.name << ", " << batch.num_tokens() << " tokens";
 }
 
 TEST(MemoryPlan, TellsWhatTinyModelsAllocate) {
@@ -67,6 +65,8 @@ TEST(MemoryPlan, TellsWhatTinyModelsAllocate) {
            {std::vector<int64_t>{1}, {33}, {200, 1, 99}, {700}, {1500, 533, 100}}) {
         CheckPlan(named, mode, lengths, DType::kF64, 1);
       }
+      // So many tokens that a column more or less is more than the scratch.
+      CheckPlan(named, mode, std::vector<int64_t>(100, 100), DType::kF64, 1);
     }
   }
 }
@@ -93,18 +93,20 @@ TEST(MemoryPlan, TellsWhatWiderModelsAllocate) {
       Wide("wide hybrid", {LayerKind::kLightning, LayerKind::kLightning, LayerKind::kSoftmax}));
   models.push_back(Wide("wide v1", {LayerKind::kDiagAttention, LayerKind::kNormAttention}));
   models.back().config.embedding_norm = true;
+  models.push_back(Wide("no lrpe", {LayerKind::kLightning}));
+  models.back().config.lrpe_layers = {};
   // Every layer widens q and k.
   models.push_back(Wide("all lrpe", {LayerKind::kLightning}));
   models.back().config.lrpe_layers = {0, 1, 2, 3};
   // The head is the peak.
   models.push_back(Wide("large head", {LayerKind::kSoftmax}));
-  models.back().config.vocab_size = 20000;
+  models.back().config.vocab_size = 10000;
   models.back().config.num_layers = 1;
   for (const NamedModel& named : models) {
     for (const RecomputeCase& mode : kRecomputeCases) {
-      CheckPlan(named, mode, {600, 300, 100}, DType::kF32, 1);
+      CheckPlan(named, mode, {400, 200, 100}, DType::kF32, 1);
     }
-    CheckPlan(named, kRecomputeCases[1], {2048}, DType::kF32, 2);
+    CheckPlan(named, kRecomputeCases[1], {1500}, DType::kF32, 2);
     CheckPlan(named, kRecomputeCases[0], {100}, DType::kF64, 2);
   }
 }
