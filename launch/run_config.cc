@@ -1,5 +1,8 @@
 #include "launch/run_config.h"
 
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/config/config_fields.h"
 
@@ -7,20 +10,23 @@ namespace evenkeel {
 namespace {
 
 constexpr int64_t kManySteps = int64_t{1} << 40;
+// Bounds that keep products of sizes, tokens of a step and bytes of a micro-batch, within 64 bits.
+constexpr int64_t kMaxSamples = int64_t{1} << 30;
+constexpr int64_t kMaxTokensAtOnce = int64_t{1} << 32;
 
 void DescribeData(ConfigFields& fields, DataConfig& config) {
   fields.String("train", &config.train, "training data: prefix of a .bin and .idx pair");
   fields.Required("train");
   fields.String("validation", &config.validation, "held-out data, likewise; empty for none");
-  fields.Int("sequence_length", &config.sequence_length, "tokens a sample", 1, int64_t{1} << 32);
+  fields.Int("sequence_length", &config.sequence_length, "tokens a sample", 1, kMaxTokensAtOnce);
 }
 
 void DescribeTrain(ConfigFields& fields, TrainConfig& config) {
   fields.Int("steps", &config.steps, "optimizer updates", 1, kManySteps);
   fields.Int("global_batch_size", &config.global_batch_size, "samples a step, over all ranks", 1,
-             int64_t{1} << 32);
+             kMaxSamples);
   fields.Int("micro_batch_size", &config.micro_batch_size,
-             "samples a rank computes at once; the rest is accumulated", 1, int64_t{1} << 32);
+             "samples a rank computes at once; the rest is accumulated", 1, kMaxSamples);
   fields.Float("lr", &config.schedule.lr, "highest learning rate", 0, 1e3);
   fields.Float("min_lr", &config.schedule.min_lr, "learning rate at the end", 0, 1e3);
   fields.Int("warmup_steps", &config.schedule.warmup_steps, "linear warm-up", 0, kManySteps);
@@ -95,6 +101,11 @@ void DescribeFields(ConfigFields& fields, RunConfig& config) {
                  [&](ConfigFields& section) { DescribeCheckpoint(section, config.checkpoint); });
   fields.Section("runtime", "how to run it on this machine",
                  [&](ConfigFields& section) { DescribeRuntime(section, config.runtime); });
+  if (std::min(config.train.micro_batch_size, config.train.global_batch_size) >
+      kMaxTokensAtOnce / config.data.sequence_length) {
+    fields.Error("train.micro_batch_size", absl::StrCat("times data.sequence_length is more than ",
+                                                        kMaxTokensAtOnce, " tokens at once"));
+  }
   const ModelConfig& model = config.model;
   if (model.max_position_embeddings > 0 &&
       config.data.sequence_length > model.max_position_embeddings) {

@@ -189,6 +189,12 @@ TEST(RunConfig, CrossFieldErrorsSayWhatIsWrong) {
        {"model.lrpe_layers=[0, first]"},
        "--set model.lrpe_layers=[0, first]: model.lrpe_layers: 'first' is not the index of a "
        "layer"},
+      {kSmall,
+       {"train.micro_batch_size=1048577", "train.global_batch_size=1048577",
+        "data.sequence_length=4096"},
+       "--set train.micro_batch_size=1048577: train.micro_batch_size: times data.sequence_length "
+       "is "
+       "more than 4294967296 tokens at once"},
       {kModel, {}, "x.yaml: data.train: missing; this key must be given"},
   };
   for (const auto& c : cases) {
@@ -204,7 +210,8 @@ TEST(RunConfig, LimitsThatAreReachedAreAllowed) {
   const absl::Status status =
       Read(kSmall,
            {"train.lr=1e-3", "train.min_lr=1e-3", "train.steps=5", "train.warmup_steps=5",
-            "data.sequence_length=64", "model.max_position_embeddings=64"},
+            "data.sequence_length=64", "model.max_position_embeddings=64",
+            "train.micro_batch_size=67108864", "train.global_batch_size=1073741824"},
            &config);
   EXPECT_TRUE(status.ok()) << status;
 }
