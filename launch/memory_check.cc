@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -26,21 +27,28 @@ RecomputePlan PlanOf(Recompute recompute) {
 
 // The first remedy that fits, as a hint.
 std::string Remedy(const RunConfig& config, int local_ranks, int64_t host_bytes) {
-  const auto fits = [&](int64_t micro_batch, Recompute recompute) {
-    return PlanRankMemory(config, micro_batch, recompute).total() * local_ranks <= host_bytes;
-  };
-  for (int64_t micro = config.train.micro_batch_size - 1; micro >= 1; --micro) {
-    if (fits(micro, config.runtime.recompute)) {
-      return absl::StrCat("train.micro_batch_size=", micro, " fits");
+  // The largest micro-batch that fits, or 0.
+  const auto largest = [&](Recompute recompute) {
+    int64_t fits = 0,
+            most = std::min(config.train.micro_batch_size, config.train.global_batch_size);
+    while (fits < most) {
+      const int64_t middle = fits + (most - fits + 1) / 2;
+      if (PlanRankMemory(config, middle, recompute).total() * local_ranks <= host_bytes) {
+        fits = middle;
+      } else {
+        most = middle - 1;
+      }
     }
+    return fits;
+  };
+  if (const int64_t micro = largest(config.runtime.recompute); micro > 0) {
+    return absl::StrCat("train.micro_batch_size=", micro, " fits");
   }
   for (const auto& [name, recompute] :
        {std::pair("mlp", Recompute::kMlp), std::pair("layer", Recompute::kLayer)}) {
-    for (int64_t micro = config.train.micro_batch_size; micro >= 1; --micro) {
-      if (fits(micro, recompute)) {
-        return absl::StrCat("runtime.recompute=", name, " with train.micro_batch_size=", micro,
-                            " fits");
-      }
+    if (const int64_t micro = largest(recompute); micro > 0) {
+      return absl::StrCat("runtime.recompute=", name, " with train.micro_batch_size=", micro,
+                          " fits");
     }
   }
   return "start fewer ranks a host, or lower data.sequence_length";

@@ -64,6 +64,13 @@ TEST(CheckFits, NamesTheNearestRemedy) {
   }
 }
 
+TEST(CheckFits, FindsTheRemedyOfAHugeBatchAtOnce) {
+  RunConfig config = SmallRun();
+  config.train.micro_batch_size = config.train.global_batch_size = 1000000;
+  EXPECT_THAT(std::string(CheckFits(config, 1, Total(config, 777, Recompute::kNone)).message()),
+              ::testing::EndsWith(": train.micro_batch_size=777 fits"));
+}
+
 TEST(CheckFits, SaysHowMuchIsNeededAndThere) {
   const RunConfig config = SmallRun();
   const absl::Status status = CheckFits(config, 2, int64_t{1} << 20);
