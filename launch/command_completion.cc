@@ -9,20 +9,15 @@
 namespace evenkeel {
 namespace {
 
-// The words that may follow a command: its subcommands and options.
-std::vector<std::string> WordsOf(const CLI::App& command) {
-  std::vector<std::string> words;
-  for (const CLI::App* sub : command.get_subcommands({})) words.push_back(sub->get_name());
-  for (const CLI::Option* option : command.get_options()) {
-    for (const std::string& name : option->get_lnames()) words.push_back("--" + name);
-  }
-  return words;
-}
-
-// One case arm a command path: "data build") words="--output ...";;
+// One case arm a command path: 'data build') commands='' options='--output ...';;
 void AppendCases(const CLI::App& command, const std::string& path, std::string* cases) {
-  absl::StrAppend(cases, "    '", path, "') words='", absl::StrJoin(WordsOf(command), " "),
-                  "';;\n");
+  std::vector<std::string> commands, options;
+  for (const CLI::App* sub : command.get_subcommands({})) commands.push_back(sub->get_name());
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+  }
+  absl::StrAppend(cases, "    '", path, "') commands='", absl::StrJoin(commands, " "),
+                  "' options='", absl::StrJoin(options, " "), "';;\n");
   for (const CLI::App* sub : command.get_subcommands({})) {
     AppendCases(*sub, path.empty() ? sub->get_name() : absl::StrCat(path, " ", sub->get_name()),
                 cases);
@@ -36,7 +31,7 @@ std::string BashScript(const CLI::App& root) {
       "# bash completion of evenkeel: source this file, or put it in\n"
       "# ~/.local/share/bash-completion/completions/evenkeel\n"
       "_evenkeel() {\n"
-      "  local path='' words='' i word\n"
+      "  local path='' commands='' options='' i word\n"
       "  for ((i = 1; i < COMP_CWORD; ++i)); do\n"
       "    word=${COMP_WORDS[i]}\n"
       "    case $word in -*) break;; esac\n"
@@ -45,8 +40,10 @@ std::string BashScript(const CLI::App& root) {
       "  case $path in\n",
       cases,
       "  esac\n"
-      "  local current=${COMP_WORDS[COMP_CWORD]}\n"
-      "  if [[ -n $words && ( $current == -* || $path != *' '* ) ]]; then\n"
+      "  local current=${COMP_WORDS[COMP_CWORD]} words=$commands\n"
+      "  [[ $current == -* ]] && words=$options\n"
+      "  COMPREPLY=()\n"
+      "  if [[ -n $words ]]; then\n"
       "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\")\n"
       "  fi\n"
       "  if [[ ${#COMPREPLY[@]} -eq 0 ]]; then\n"

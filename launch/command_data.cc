@@ -1,5 +1,8 @@
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <functional>
 #include <iostream>
 #include <memory>
 
@@ -20,14 +23,16 @@ namespace {
 
 absl::Status Build(const DatasetBuildOptions& options) {
   EK_RETURN_IF_ERROR(MakeFolders(ParentFolder(options.output_prefix)));
-  EK_ASSIGN_OR_RETURN(const DatasetBuildSummary summary,
-                      BuildDataset(options, [](const DatasetBuildProgress& progress) {
-                        std::fprintf(
-                            stderr, "\r%s documents, %s tokens",
-                            FormatCount(static_cast<double>(progress.num_documents)).c_str(),
-                            FormatCount(static_cast<double>(progress.num_tokens)).c_str());
-                      }));
-  std::fprintf(stderr, "\n");
+  std::function<void(const DatasetBuildProgress&)> show;
+  if (isatty(STDERR_FILENO) == 1) {
+    show = [](const DatasetBuildProgress& progress) {
+      std::fprintf(stderr, "\r%s documents, %s tokens",
+                   FormatCount(static_cast<double>(progress.num_documents)).c_str(),
+                   FormatCount(static_cast<double>(progress.num_tokens)).c_str());
+    };
+  }
+  EK_ASSIGN_OR_RETURN(const DatasetBuildSummary summary, BuildDataset(options, show));
+  if (show) std::fprintf(stderr, "\n");
   TextTable table({{"data set", TextColumn::Align::kLeft}, {"documents"}, {"tokens"}});
   const auto add = [&](const std::string& name, int64_t documents, int64_t tokens) {
     if (documents > 0) table.AddRow({name, absl::StrCat(documents), absl::StrCat(tokens)});

@@ -1,0 +1,120 @@
+"""The ten minutes of a new user: help, completion, data, evaluation, generation, export."""
+
+import json
+import re
+import shutil
+import subprocess
+import unittest
+
+from harness import EndToEndTest, checkpoint_folder, metrics
+
+USAGE = 2
+
+
+class CommandLineTest(EndToEndTest):
+
+    def subcommands(self, path=()):
+        """Yields the words of every subcommand, found in the program's own help."""
+        text = self.run_program(*path, "--help")
+        found = re.search(r"^Subcommands:\n((?:  .*\n?)+)", text, re.MULTILINE)
+        for line in found[1].splitlines() if found else []:
+            if re.match(r"  \S", line):
+                command = (*path, line.split()[0])
+                yield command
+                yield from self.subcommands(command)
+
+    def test_help_of_every_subcommand(self):
+        commands = list(self.subcommands())
+        for command in (("train",), ("data", "build"), ("checkpoint", "export"), ("doctor",)):
+            self.assertIn(command, commands)
+        self.assertIn("Exit codes", self.run_program("--help"))
+        for command in commands:
+            text = self.run_program(*command, "--help")
+            if not list(self.subcommands(command)):
+                self.assertIn("Examples:\n  ", text, command)
+        self.assertRegex(self.run_program("--version"), r"^evenkeel \d+\.\d+\.\d+")
+
+    def test_mistakes(self):
+        self.assertIn("did you mean 'train'", self.run_program("trian", code=USAGE))
+        self.assertIn("did you mean 'build'", self.run_program("data", "biuld", code=USAGE))
+        for words in ((), ("data",), ("train",), ("train", "--config"), ("eval", "--nonsense"),
+                      ("generate", "-m", "x", "-n", "-3"), ("plan", "--ranks", "0")):
+            output = self.run_program(*words, code=USAGE)
+            self.assertIn("error: ", output, words)
+
+    def test_completion(self):
+        script = self.run_program("completion", "bash")
+        ask = 'COMP_WORDS=(evenkeel "$@"); COMP_CWORD=$#; _evenkeel; echo "${COMPREPLY[*]}"'
+        def complete(*words):
+            return subprocess.run(["bash", "-c", script + ask, "bash", *words], check=True,
+                                  capture_output=True, text=True).stdout.split()
+        self.assertEqual(complete("tr"), ["train"])
+        self.assertEqual(sorted(complete("data", "")), ["build", "stat"])
+        self.assertIn("--set", complete("train", "-c", "some.yaml", "--"))
+        self.assertEqual(complete("generate", "--top-"), ["--top-k", "--top-p"])
+        self.assertIn("bashcompinit", self.run_program("completion", "zsh"))
+        for shell in ("zsh", "fish"):
+            if shutil.which(shell):
+                subprocess.run([shell, "-n"], input=self.run_program("completion", shell),
+                               check=True, text=True)
+        self.run_program("completion", "tcsh", code=USAGE)
+
+    def test_doctor_and_plan(self):
+        config, run = self.config()
+        self.assertRegex(self.run_program("doctor", ranks=2), r"all-reduce of 16 MiB +[\d.]+ ms")
+        plan = json.loads(self.run_program("plan", "--config", config, "--ranks", 3, "--json"))
+        self.assertEqual(plan["ranks"], 3)
+        self.assertEqual(plan["micro_batches"], {"most": 2, "least": 1})
+        self.run_program("plan", "--config", config)
+        self.assertIn("train.lr", self.run_program("config", "keys"))
+        printed = self.folder / "printed.yaml"
+        printed.write_text(self.run_program("config", "check", config, "--print"))
+        self.run_program("config", "check", printed)
+        self.assertFalse(run.exists())
+
+    def test_from_text_to_text(self):
+        pattern = "the ship sails on an even keel. "
+        for i in range(12):
+            (self.folder / f"{i}.txt").write_text(pattern * (3 + i))
+        (self.folder / "held.jsonl").write_text(json.dumps({"body": pattern * 4}) + "\n")
+        text, held = self.folder / "text", self.folder / "held"
+        self.run_program("data", "build", self.folder / "*.txt", "-o", text)
+        self.run_program("data", "build", self.folder / "held.jsonl", "--json-key", "body",
+                         "-o", held)
+        self.assertIn("documents  12", self.run_program("data", "stat", text, "--check"))
+        config, run = self.config(data__train=text, data__validation=held, train__steps=150,
+                                  train__lr=0.02, runtime__dtype="float32")
+        self.assertIn("done: step 150", self.train(config))
+        step = checkpoint_folder(run, 150)
+        exported = self.folder / "exported"
+        self.run_program("checkpoint", "export", run, exported)
+        self.assertEqual(sorted(p.name for p in exported.iterdir()),
+                         ["config.json", "model.safetensors"])
+
+        scores, texts = [], []
+        for model in (run, step, exported):
+            evaluate = ("eval", "-m", model, "-d", held, "--sequence-length", 64, "--json")
+            scores += [json.loads(self.run_program(*evaluate, ranks=n)) for n in (0, 2, 3)]
+            generate = ("generate", "-m", model, "-p", "the ship", "-n", 50, "--quiet")
+            texts += [self.run_program(*generate, "-t", 0) for _ in range(2)]
+        for score in scores:
+            self.assertEqual(score, scores[0])
+        self.assertEqual(metrics(run, "eval")[-1]["perplexity"], scores[0]["perplexity"])
+        self.assertLess(scores[0]["perplexity"], 2)
+        self.assertIn("on an even", self.run_program(
+            "eval", "-m", run, "-d", held) + texts[0])
+        for sample in texts:
+            self.assertEqual(sample, texts[0])
+            self.assertTrue(sample.startswith("the ship sails on an even keel"), sample)
+        generate = ("generate", "-m", run, "-n", 80, "-t", 1.5, "--quiet", "--seed")
+        self.assertEqual(self.run_program(*generate, 1), self.run_program(*generate, 1))
+        self.assertNotEqual(self.run_program(*generate, 1), self.run_program(*generate, 2))
+        prompt = self.folder / "prompt"
+        prompt.write_text("the ship")
+        self.assertEqual(self.run_program("generate", "-m", run, "--prompt-file", prompt, "-n", 50,
+                                          "-t", 0, "-q"), texts[0])
+        self.run_program("generate", "-m", self.folder / "absent", code=4)
+
+
+if __name__ == "__main__":
+    unittest.main()
