@@ -1,6 +1,6 @@
 // The local attention of TransNormer v1's DiagAttention layers (Qin et al., "The Devil in Linear
-// Transformer", EMNLP 2022): each document is cut into blocks of `block` tokens from its first token
-// on, and a token attends, causally, only to tokens of its own block.
+// Transformer", EMNLP 2022): each document is cut into blocks of `block` tokens from its first
+// token on, and a token attends, causally, only to tokens of its own block.
 #pragma once
 
 #include <cstdint>

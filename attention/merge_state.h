@@ -1,5 +1,5 @@
-// The exact merge of partial softmax attention over disjoint sets of keys (Infinite-LLM, Lin et al.,
-// 2024; FlashInfer, Ye et al., 2025). With partial results (out_i, lse_i):
+// The exact merge of partial softmax attention over disjoint sets of keys (Infinite-LLM, Lin et
+// al., 2024; FlashInfer, Ye et al., 2025). With partial results (out_i, lse_i):
 //   lse = log(sum_i exp(lse_i));   out = sum_i exp(lse_i - lse) out_i
 // Associative, with the identity lse = -infinity, out = 0 ("no keys"). Rounding is not associative:
 // callers fold partial results in ascending key order, never in arrival order, so that results do

@@ -1,5 +1,6 @@
-// Core attention, softmax(scale Q K^T) V, over a list of tasks. Block-wise with an online softmax, so
-// that memory is linear in length (Dao et al., FlashAttention, 2022; Milakov and Gimelshein, 2018).
+// Core attention, softmax(scale Q K^T) V, over a list of tasks. Block-wise with an online softmax,
+// so that memory is linear in length (Dao et al., FlashAttention, 2022; Milakov and Gimelshein,
+// 2018).
 //
 // Shapes: T_q, T_kv rows of packed queries and keys; H query heads, G key/value heads, H a multiple
 // of G, query head h reads key head h / (H / G); D head size of q and k, E of v.
@@ -12,16 +13,16 @@
 namespace evenkeel {
 
 // Forward. q [T_q, H, D], k [T_kv, G, D], v [T_kv, G, E], out [T_q, H, E], lse [T_q, H] (natural
-// log; float32, or float64 for float64 inputs). Rows may be strided, heads are dense. Writes out and
-// lse at the tasks' query rows and nothing else. No two tasks of a call share a query row; keys may
-// be shared. A task's results depend on its own rows alone, bit for bit.
+// log; float32, or float64 for float64 inputs). Rows may be strided, heads are dense. Writes out
+// and lse at the tasks' query rows and nothing else. No two tasks of a call share a query row; keys
+// may be shared. A task's results depend on its own rows alone, bit for bit.
 void SoftmaxAttentionForward(const OpContext& context, absl::Span<const AttentionTask> tasks,
                              double scale, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                              TensorView out, TensorView lse);
 
 // Backward of the same tasks. dout, dq are shaped like out and q; dk, dv like k and v. Writes dq at
-// the tasks' query rows. Adds to dk and dv at the tasks' key rows, in the order of the list, whatever
-// the number of threads.
+// the tasks' query rows. Adds to dk and dv at the tasks' key rows, in the order of the list,
+// whatever the number of threads.
 void SoftmaxAttentionBackward(const OpContext& context, absl::Span<const AttentionTask> tasks,
                               double scale, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                               ConstTensorView out, ConstTensorView lse, ConstTensorView dout,

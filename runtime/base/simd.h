@@ -83,9 +83,9 @@ inline Vec<T> Max(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
-// exp(x), lane by lane: within 1.1 units in the last place over the whole range; 0 for x below about
-// -87.3 (float) or -708.3 (double, both before denormals); x above 88.37 (709) saturates at the
-// value there, which is finite. NaN stays NaN.
+// exp(x), lane by lane: within 1.1 units in the last place over the whole range; 0 for x below
+// about -87.3 (float) or -708.3 (double, both before denormals); x above 88.37 (709) saturates at
+// the value there, which is finite. NaN stays NaN.
 //   x = n ln2 + r, |r| <= ln2/2 (Cody-Waite in two parts), exp(x) = 2^n p(r)
 template <typename T>
 inline Vec<T> Exp(Vec<T> x);

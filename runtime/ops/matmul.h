@@ -14,8 +14,9 @@ enum class Transpose : bool { kNo, kYes };
 void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, double beta, TensorView c);
 
-// Returns OpenBLAS's version and the processor whose kernels it runs, which the environment variable
-// OPENBLAS_CORETYPE overrides (to "Haswell", say, at half the speed of an AVX-512 processor).
+// Returns OpenBLAS's version and the processor whose kernels it runs, which the environment
+// variable OPENBLAS_CORETYPE overrides (to "Haswell", say, at half the speed of an AVX-512
+// processor).
 std::string DescribeBlas();
 
 // y [T, N] = x [T, K] w^T, w [N, K] as torch.nn.Linear stores it; adds to y if `accumulate`.

@@ -1,6 +1,6 @@
-// Position encodings of q and k: rotary embeddings (RoPE) with the scalings of Llama 3 and YaRN, and
-// LRPE of TransNormerLLM. Angles are computed in float64 and rounded once, so position one million is
-// as exact as position one.
+// Position encodings of q and k: rotary embeddings (RoPE) with the scalings of Llama 3 and YaRN,
+// and LRPE of TransNormerLLM. Angles are computed in float64 and rounded once, so position one
+// million is as exact as position one.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,12 @@ struct RopeConfig {
   double theta = 10000;
   RopeScalingKind scaling = RopeScalingKind::kNone;
   double factor = 1;
-  double low_freq_factor = 1;                     // llama3
-  double high_freq_factor = 4;                    // llama3
+  double low_freq_factor = 1;                      // llama3
+  double high_freq_factor = 4;                     // llama3
   double original_max_position_embeddings = 8192;  // llama3, yarn
-  double beta_fast = 32;                          // yarn
-  double beta_slow = 1;                           // yarn
-  double attention_factor = 0;                    // yarn: scale of cos and sin; 0 = 0.1 ln(factor) + 1
+  double beta_fast = 32;                           // yarn
+  double beta_slow = 1;                            // yarn
+  double attention_factor = 0;  // yarn: scale of cos and sin; 0 = 0.1 ln(factor) + 1
 };
 
 // Returns the head_dim / 2 inverse frequencies, after scaling.
@@ -38,8 +38,8 @@ void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
                TensorView cos, TensorView sin);
 
 // Rotates x [T, H, D] in place, the rotate-half convention of Hugging Face (dimension j pairs with
-// j + D/2):  (a, b) -> (a cos - b sin, b cos + a sin). With `inverse` the transposed rotation, which
-// is the backward pass. cos, sin [T, D/2].
+// j + D/2):  (a, b) -> (a cos - b sin, b cos + a sin). With `inverse` the transposed rotation,
+// which is the backward pass. cos, sin [T, D/2].
 void ApplyRope(const OpContext& context, ConstTensorView cos, ConstTensorView sin, bool inverse,
                TensorView x);
 
