@@ -18,7 +18,9 @@ void Pause() {
 #endif
 }
 
-uint64_t LoopOf(uint64_t ticket) { return ticket >> 32; }
+uint64_t LoopOf(uint64_t ticket) {
+  return ticket >> 32;
+}
 
 }  // namespace
 
@@ -87,7 +89,9 @@ void ThreadPool::WorkerLoop() {
   }
 }
 
-void ThreadPool::RunOnAll(const std::function<void(int)>& body) { Run(num_threads(), body); }
+void ThreadPool::RunOnAll(const std::function<void(int)>& body) {
+  Run(num_threads(), body);
+}
 
 void ThreadPool::ParallelFor(int64_t n, int64_t grain,
                              const std::function<void(int64_t, int64_t)>& body) {

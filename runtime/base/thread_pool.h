@@ -12,10 +12,10 @@
 namespace evenkeel {
 
 // The calling thread takes part, so a pool of one thread starts none. Parts of a loop are claimed,
-// not assigned: where other processes hold the cores, the caller does the work of workers that do not
-// get to run and never waits for them to wake up. Workers spin for a moment before they sleep, since
-// the loops of a training step follow each other within microseconds.
-// Not re-entrant: a body must not start another loop on the same pool. One caller at a time.
+// not assigned: where other processes hold the cores, the caller does the work of workers that do
+// not get to run and never waits for them to wake up. Workers spin for a moment before they sleep,
+// since the loops of a training step follow each other within microseconds. Not re-entrant: a body
+// must not start another loop on the same pool. One caller at a time.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -26,7 +26,8 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(p) once for each p in [0, num_threads()) and waits for all. Calls run side by side
-  // where threads are free; a thread may make several of them, so they must not wait for each other.
+  // where threads are free; a thread may make several of them, so they must not wait for each
+  // other.
   void RunOnAll(const std::function<void(int part)>& body);
 
   // Cuts [0, n) into at most num_threads() contiguous ranges of near-equal size whose bounds are
