@@ -39,13 +39,16 @@ mpirun_options=(--oversubscribe --bind-to none -np "$ranks")
 [[ $(id -u) != 0 ]] || mpirun_options+=(--allow-run-as-root)
 
 # Real text that comes with the distribution: the pages of package perl-doc, 300 bytes to 775 kB each.
-# Unpacking a package needs no root, so nothing is installed for this.
-fetch_perl_doc() {
-  local folder=$1
-  rm -rf "$folder" && mkdir -p "$folder"
-  cd "$folder"
-  apt-get download perl-doc && dpkg -x perl-doc_*.deb . && rm perl-doc_*.deb
-}
+# Unpacking a package needs no root, so nothing is installed for this. A subshell: it changes folder.
+fetch_perl_doc() (
+  rm -rf "$1" && mkdir -p "$1" && cd "$1" || exit 1
+  if ! apt-get download perl-doc; then
+    # A fresh image has no package lists yet.
+    if [[ $(id -u) == 0 ]]; then apt-get update; else sudo apt-get update; fi &&
+      apt-get download perl-doc || exit 1
+  fi
+  dpkg -x perl-doc_*.deb . && rm perl-doc_*.deb
+)
 
 has_data() {
   "$evenkeel" data stat $data/train && "$evenkeel" data stat ${data}/train_valid
@@ -114,7 +117,7 @@ Try next
   $evenkeel generate --model $run --prompt 'The function' --temperature 0.8
   $evenkeel plan --config $config --ranks $ranks --set data.sequence_length=65536
   mpirun ${mpirun_options[*]} $evenkeel train --config $config \\
-    --set folder=runs/longer --set train.steps=600
+    --set folder=runs/longer --set train.steps=2000
   $evenkeel data build 'your/texts/**/*.txt' --output data/mine/train --validation-fraction 0.05
   tensorboard --logdir $run
   $evenkeel --help
