@@ -204,10 +204,8 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   const int first_key = consumer * 64 + warp * 16 + lane / 4;  // and the one 8 further
   const float scale = p.scale * kLog2E;
-  const auto release = [&](uint64_t& barrier) {
-    __syncwarp();
-    if (lane == 0) Arrive(SharedAddress(&barrier));
-  };
+  // Every thread arrives: lse, delta and the step were read by ordinary loads.
+  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
   float dk[kDim / 2], dv[kDim / 2];
 #pragma unroll
@@ -371,8 +369,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     for (int i = 0; i < 2; ++i) {
       InitBarrier(SharedAddress(&b.q_full[i]), 1);
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
-      InitBarrier(SharedAddress(&b.q_empty[i]), 8);  // consumer warps
-      InitBarrier(SharedAddress(&b.do_empty[i]), 8);
+      InitBarrier(SharedAddress(&b.q_empty[i]), 256);  // consumer threads
+      InitBarrier(SharedAddress(&b.do_empty[i]), 256);
     }
     FenceSharedForAsync();
   }
