@@ -17,9 +17,9 @@ std::string MetricsPath(const RunConfig& config) {
   return config.folder + "/metrics.jsonl";
 }
 
-// How much of the past the smoothed loss keeps: about a twentieth of the run.
+// How much of the past the smoothed loss keeps: about a fortieth of the run.
 double Smoothing(size_t points) {
-  return points < 40 ? 0 : 1 - 20.0 / static_cast<double>(points);
+  return points < 80 ? 0 : 1 - 40.0 / static_cast<double>(points);
 }
 
 }  // namespace
