@@ -111,6 +111,7 @@ double Model::ForwardBackward(const OpContext& context, const PackedBatch& batch
   const int64_t head_begin = layout_.layer_end(config_.num_layers - 1);
   double loss = 0;
   std::vector<BlockActivations> saved(specs_.size());
+  std::vector<Arena::Mark> marks(specs_.size());  // where each layer's activations begin
   TokenLayout layout;
   TensorView x, dx, embedded;
   if (tokens > 0) {
@@ -120,9 +121,12 @@ double Model::ForwardBackward(const OpContext& context, const PackedBatch& batch
       embedded = Allocate(context, stream, MemoryPurpose::kActivations);
       EmbeddingForward(context, weights.embedding, batch.tokens, EmbeddingScale(config_), embedded);
     }
+    // Below everything the layers stack up, which is given back layer by layer.
+    dx = Allocate(context, stream, MemoryPurpose::kActivations);
     x = Allocate(context, stream, MemoryPurpose::kActivations);
     EmbedTokens(context, config_, weights, batch.tokens, x);
     for (size_t layer = 0; layer < specs_.size(); ++layer) {
+      marks[layer] = context.arena.mark();
       TensorView y = Allocate(context, stream, MemoryPurpose::kActivations);
       saved[layer].x = x;
       BlockForward(context, specs_[layer], weights.blocks[layer], layout, recompute, saved[layer],
@@ -130,9 +134,6 @@ double Model::ForwardBackward(const OpContext& context, const PackedBatch& batch
       x = y;
     }
 
-    // The gradient of x replaces x itself chunk by chunk: nobody needs the last block's output
-    // after the head.
-    dx = x;
     std::vector<double> losses(static_cast<size_t>(HeadChunk(config_.vocab_size)));
     const ArenaScope head_scope(context.arena);
     TensorView dnormed =
@@ -149,10 +150,8 @@ double Model::ForwardBackward(const OpContext& context, const PackedBatch& batch
           LinearBackwardWeight(context, logits, normed, gradients.head);
           TensorView dn = dnormed.Rows(0, end - begin);
           LinearBackwardInput(context, logits, weights.head, dn);
-          // The norm's input is dx's old content, so its gradient goes to dn first.
-          RmsNormBackward(context, x.Rows(begin, end), weights.final_norm, config_.norm_eps, dn, dn,
-                          /*accumulate=*/false, gradients.final_norm);
-          Copy(context, dn, dx.Rows(begin, end));
+          RmsNormBackward(context, x.Rows(begin, end), weights.final_norm, config_.norm_eps, dn,
+                          dx.Rows(begin, end), /*accumulate=*/false, gradients.final_norm);
         });
   }
   sink(head_begin, layout_.num_elements());
@@ -160,6 +159,7 @@ double Model::ForwardBackward(const OpContext& context, const PackedBatch& batch
     if (tokens > 0) {
       BlockBackward(context, specs_[layer], weights.blocks[layer], gradients.blocks[layer], layout,
                     saved[layer], dx);
+      context.arena.Release(marks[layer]);
     }
     sink(layout_.layer_begin(static_cast<int64_t>(layer)),
          layout_.layer_end(static_cast<int64_t>(layer)));

@@ -50,19 +50,20 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, int64_t tokens, int64_t e
   plan.weights = plan.gradients = shape.num_parameters * element_bytes;
   plan.optimizer = 2 * plan.weights;
   const int64_t chunk = std::min(token_chunk, tokens);
-  // The embedding's output, then what each layer adds.
-  int64_t kept = shape.rotary_size + (shape.keeps_embedding ? 2 : 1) * shape.hidden_size;
-  int64_t backward = 0;
+  // The embedding's output and the gradient of the stream, then what each layer adds; the backward
+  // pass gives a layer's back before it goes on to the layer below.
+  int64_t kept = shape.rotary_size + (shape.keeps_embedding ? 3 : 2) * shape.hidden_size;
+  int64_t peak = 0;
   for (const LayerShape& layer : shape.layers) {
     kept += KeptWidth(shape, layer, recompute);
-    backward = std::max(backward, BackwardElements(shape, layer, tokens, recompute, chunk));
+    peak = std::max(peak, tokens * kept + BackwardElements(shape, layer, tokens, recompute, chunk));
   }
   plan.activations = kept * tokens * element_bytes;
   // Logits exist for as many tokens as 8 Mi elements hold; the head's input and its gradient too.
   const int64_t head_rows =
       std::min(tokens, std::clamp<int64_t>((int64_t{1} << 23) / shape.vocab_size, 16, token_chunk));
   const int64_t head = head_rows * (shape.vocab_size + 2 * shape.hidden_size);
-  plan.workspace = std::max(backward, head) * element_bytes;
+  plan.workspace = std::max(peak - kept * tokens, head) * element_bytes;
   return plan;
 }
 
