@@ -1,8 +1,8 @@
 #include "attention/block_attention.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "attention/kernels/cuda/attention_ops.h"
 #include "attention/kernels/softmax_schedule.h"
 
 namespace evenkeel {
@@ -16,16 +16,6 @@ void CheckOperands(absl::Span<const AttentionTask> tasks, const ConstTensorView&
            out.shape == Shape({q.dim(0), q.dim(1), v.dim(2)}))
       << q.shape.ToString() << k.shape.ToString() << v.shape.ToString() << out.shape.ToString();
   CheckTasks(tasks, q.dim(0), k.dim(0));
-}
-
-template <typename T>
-void ClearKeyRows(const OpContext& context, const AttentionTask& task, const TensorView& view) {
-  context.pool.ParallelFor(task.kv_len, 64, [&](int64_t begin, int64_t end) {
-    const HeadRows<T> rows = MutableRowsOf<T>(view);
-    for (int64_t row = task.kv_begin + begin; row < task.kv_begin + end; ++row) {
-      for (int64_t h = 0; h < view.dim(1); ++h) std::fill_n(rows.at(row, h), view.dim(2), T{0});
-    }
-  });
 }
 
 }  // namespace
@@ -43,10 +33,11 @@ std::vector<AttentionTask> TasksOfBlocks(absl::Span<const int64_t> cu_seqlens, i
   return tasks;
 }
 
-void ReluBlockAttentionForward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                               double scale, ConstTensorView q, ConstTensorView k,
-                               ConstTensorView v, TensorView out) {
-  CheckOperands(tasks, q, k, v, out);
+void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, double scale,
+                               ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                               TensorView out) {
+  CheckOperands(plan.tasks, q, k, v, out);
+  EK_PASS_ON_TO_CUDA(context, ReluBlockAttentionForward(context, plan, scale, q, k, v, out))
   DispatchFloat(q.dtype, [&]<typename T>() {
     SoftmaxForwardParams<T> params;
     params.q = RowsOf<T>(q);
@@ -57,22 +48,21 @@ void ReluBlockAttentionForward(const OpContext& context, absl::Span<const Attent
     params.head_size = q.dim(2);
     params.value_size = v.dim(2);
     params.scale = scale;
-    RunSoftmaxForward<Weighting::kRelu, T>(context, tasks, params);
+    RunSoftmaxForward<Weighting::kRelu, T>(context, plan.tasks, params);
   });
 }
 
-void ReluBlockAttentionBackward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                                double scale, ConstTensorView q, ConstTensorView k,
-                                ConstTensorView v, ConstTensorView dout, TensorView dq,
-                                TensorView dk, TensorView dv) {
-  CheckOperands(tasks, q, k, v, dout);
+void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, double scale,
+                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                                ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv) {
+  CheckOperands(plan.tasks, q, k, v, dout);
   EK_CHECK(dq.shape == q.shape && dk.shape == k.shape && dv.shape == v.shape)
       << "gradients " << dq.shape.ToString() << dk.shape.ToString() << dv.shape.ToString();
+  EK_PASS_ON_TO_CUDA(context,
+                     ReluBlockAttentionBackward(context, plan, scale, q, k, v, dout, dq, dk, dv))
   DispatchFloat(q.dtype, [&]<typename T>() {
-    for (const AttentionTask& task : tasks) {
-      ClearKeyRows<T>(context, task, dk);
-      ClearKeyRows<T>(context, task, dv);
-    }
+    ClearKeyRows<T>(context, plan.tasks, dk);
+    ClearKeyRows<T>(context, plan.tasks, dv);
     SoftmaxBackwardParams<T> params;
     params.q = RowsOf<T>(q);
     params.k = RowsOf<T>(k);
@@ -85,7 +75,7 @@ void ReluBlockAttentionBackward(const OpContext& context, absl::Span<const Atten
     params.head_size = q.dim(2);
     params.value_size = v.dim(2);
     params.scale = scale;
-    RunSoftmaxBackward<Weighting::kRelu, T>(context, tasks, params);
+    RunSoftmaxBackward<Weighting::kRelu, T>(context, plan.tasks, params);
   });
 }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "attention/attention_task.h"
+#include "attention/attention_plan.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
@@ -18,14 +18,13 @@ std::vector<AttentionTask> TasksOfBlocks(absl::Span<const int64_t> cu_seqlens, i
 
 // Variant T1 (ReLA): out = relu(scale Q K^T * causal mask) V over the same blocks, no denominator.
 // q [T_q, H, D], k [T_kv, H, D], v [T_kv, H, E], out [T_q, H, E].
-void ReluBlockAttentionForward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                               double scale, ConstTensorView q, ConstTensorView k,
-                               ConstTensorView v, TensorView out);
+void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, double scale,
+                               ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                               TensorView out);
 
 // Writes dq, dk, dv (shaped like q, k, v) at the tasks' rows.
-void ReluBlockAttentionBackward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                                double scale, ConstTensorView q, ConstTensorView k,
-                                ConstTensorView v, ConstTensorView dout, TensorView dq,
-                                TensorView dk, TensorView dv);
+void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, double scale,
+                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                                ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv);
 
 }  // namespace evenkeel

@@ -1,5 +1,6 @@
 #include "attention/lightning_attention.h"
 
+#include "attention/kernels/cuda/attention_ops.h"
 #include "attention/kernels/lightning_pass.h"
 #include "runtime/base/check.h"
 
@@ -81,14 +82,16 @@ Sizes CheckedSizes(absl::Span<const int64_t> cu_seqlens, absl::Span<const double
 
 }  // namespace
 
-void LightningAttentionForward(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
+void LightningAttentionForward(const OpContext& context, const SequencePlan& plan,
                                absl::Span<const double> slopes, ConstTensorView q,
                                ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                TensorView out, TensorView final_state) {
-  const Sizes sizes = CheckedSizes(cu_seqlens, slopes, q, k, v);
+  const Sizes sizes = CheckedSizes(plan.cu_seqlens, slopes, q, k, v);
   CheckRows(out, sizes.value_rows(), q.dtype);
-  CheckState(initial_state, sizes.states(), q.dtype);
-  CheckState(final_state, sizes.states(), q.dtype);
+  CheckState(initial_state, sizes.states(), WideDType(q.dtype));
+  CheckState(final_state, sizes.states(), WideDType(q.dtype));
+  EK_PASS_ON_TO_CUDA(context, LightningAttentionForward(context, plan, slopes, q, k, v,
+                                                        initial_state, out, final_state))
   DispatchFloat(q.dtype, [&]<typename T>() {
     LightningPass<T> pass;
     pass.num_heads = sizes.num_heads;
@@ -100,7 +103,7 @@ void LightningAttentionForward(const OpContext& context, absl::Span<const int64_
     pass.out = Rows<T>(out);
     pass.initial_state = States<T>(initial_state);
     pass.final_state = States<T>(final_state);
-    RunLightningPass(context, cu_seqlens, slopes, pass);
+    RunLightningPass(context, plan.cu_seqlens, slopes, pass);
   });
 }
 
@@ -108,19 +111,22 @@ void LightningAttentionForward(const OpContext& context, absl::Span<const int64_
 //   dq_t = S_t do_t    dk_t = dS_t v_t    dv_t = dS_t^T k_t    dinitial_state = lambda dS_0
 // Each has the form of the forward pass under other names: dq reads the states forward as its
 // transpose, dk and dv read dS from the end.
-void LightningAttentionBackward(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
+void LightningAttentionBackward(const OpContext& context, const SequencePlan& plan,
                                 absl::Span<const double> slopes, ConstTensorView q,
                                 ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                 ConstTensorView dout, ConstTensorView dfinal_state, TensorView dq,
                                 TensorView dk, TensorView dv, TensorView dinitial_state) {
-  const Sizes sizes = CheckedSizes(cu_seqlens, slopes, q, k, v);
+  const Sizes sizes = CheckedSizes(plan.cu_seqlens, slopes, q, k, v);
   CheckRows(dout, sizes.value_rows(), q.dtype);
   CheckRows(dq, sizes.key_rows(), q.dtype);
   CheckRows(dk, sizes.key_rows(), q.dtype);
   CheckRows(dv, sizes.value_rows(), q.dtype);
-  CheckState(initial_state, sizes.states(), q.dtype);
-  CheckState(dfinal_state, sizes.states(), q.dtype);
-  CheckState(dinitial_state, sizes.states(), q.dtype);
+  CheckState(initial_state, sizes.states(), WideDType(q.dtype));
+  CheckState(dfinal_state, sizes.states(), WideDType(q.dtype));
+  CheckState(dinitial_state, sizes.states(), WideDType(q.dtype));
+  EK_PASS_ON_TO_CUDA(context,
+                     LightningAttentionBackward(context, plan, slopes, q, k, v, initial_state, dout,
+                                                dfinal_state, dq, dk, dv, dinitial_state))
   DispatchFloat(q.dtype, [&]<typename T>() {
     LightningPass<T> pass;
     pass.num_heads = sizes.num_heads;
@@ -131,7 +137,7 @@ void LightningAttentionBackward(const OpContext& context, absl::Span<const int64
     pass.v = Rows<T>(k);
     pass.out = Rows<T>(dq);
     pass.initial_state = Transposed(States<T>(initial_state));
-    RunLightningPass(context, cu_seqlens, slopes, pass);
+    RunLightningPass(context, plan.cu_seqlens, slopes, pass);
 
     pass.reverse = true;
     pass.q = Rows<T>(v);
@@ -139,7 +145,7 @@ void LightningAttentionBackward(const OpContext& context, absl::Span<const int64
     pass.v = Rows<T>(q);
     pass.out = Rows<T>(dk);
     pass.initial_state = Transposed(States<T>(dfinal_state));
-    RunLightningPass(context, cu_seqlens, slopes, pass);
+    RunLightningPass(context, plan.cu_seqlens, slopes, pass);
 
     pass.key_size = sizes.key_size;
     pass.value_size = sizes.value_size;
@@ -149,7 +155,7 @@ void LightningAttentionBackward(const OpContext& context, absl::Span<const int64
     pass.out = Rows<T>(dv);
     pass.initial_state = States<T>(dfinal_state);
     pass.final_state = States<T>(dinitial_state);
-    RunLightningPass(context, cu_seqlens, slopes, pass);
+    RunLightningPass(context, plan.cu_seqlens, slopes, pass);
   });
 }
 

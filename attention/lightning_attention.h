@@ -12,16 +12,17 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "attention/attention_plan.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
 
-// Forward. cu_seqlens [B + 1] = {0, ..., T}, empty documents allowed; q, k [T, H, D]; v, out
+// Forward. plan.cu_seqlens [B + 1] = {0, ..., T}, empty documents allowed; q, k [T, H, D]; v, out
 // [T, H, E]; slopes [H], each >= 0 (0: no decay). initial_state [B, H, D, E], or empty for zero;
 // final_state [B, H, D, E], or empty if not wanted (for a document without tokens it is the initial
-// state); both in the dtype of q. final_state may be initial_state. Rows of q, k, v, out may be
-// strided.
-void LightningAttentionForward(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
+// state); float32 beside bf16, else of q's dtype. final_state may be initial_state. Rows of q, k,
+// v, out may be strided.
+void LightningAttentionForward(const OpContext& context, const SequencePlan& plan,
                                absl::Span<const double> slopes, ConstTensorView q,
                                ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                TensorView out, TensorView final_state);
@@ -29,7 +30,7 @@ void LightningAttentionForward(const OpContext& context, absl::Span<const int64_
 // Backward. dfinal_state is the gradient of final_state, or empty for zero. Writes dq, dk, dv
 // (shaped like q, k, v) and, unless empty, dinitial_state [B, H, D, E]. The states inside are
 // computed again from the inputs, so the forward pass saves nothing.
-void LightningAttentionBackward(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
+void LightningAttentionBackward(const OpContext& context, const SequencePlan& plan,
                                 absl::Span<const double> slopes, ConstTensorView q,
                                 ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                 ConstTensorView dout, ConstTensorView dfinal_state, TensorView dq,

@@ -1,5 +1,6 @@
 #include "attention/softmax_attention.h"
 
+#include "attention/kernels/cuda/attention_ops.h"
 #include "attention/kernels/softmax_schedule.h"
 
 namespace evenkeel {
@@ -7,6 +8,13 @@ namespace {
 
 bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
   return a.shape == b.shape && a.dtype == b.dtype;
+}
+
+// What dk and dv are made of: sums over tasks that add to them are kept in the wide dtype.
+bool HoldsKeyGradients(const ConstTensorView& gradient, const ConstTensorView& of,
+                       KeyGradients mode) {
+  return gradient.shape == of.shape &&
+         gradient.dtype == (mode == KeyGradients::kAdd ? WideDType(of.dtype) : of.dtype);
 }
 
 void CheckOperands(absl::Span<const AttentionTask> tasks, const ConstTensorView& q,
@@ -25,10 +33,11 @@ void CheckOperands(absl::Span<const AttentionTask> tasks, const ConstTensorView&
 
 }  // namespace
 
-void SoftmaxAttentionForward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                             double scale, ConstTensorView q, ConstTensorView k, ConstTensorView v,
+void SoftmaxAttentionForward(const OpContext& context, const TaskPlan& plan, double scale,
+                             ConstTensorView q, ConstTensorView k, ConstTensorView v,
                              TensorView out, TensorView lse) {
-  CheckOperands(tasks, q, k, v, out, lse);
+  CheckOperands(plan.tasks, q, k, v, out, lse);
+  EK_PASS_ON_TO_CUDA(context, SoftmaxAttentionForward(context, plan, scale, q, k, v, out, lse))
   DispatchFloat(q.dtype, [&]<typename T>() {
     SoftmaxForwardParams<T> params;
     params.q = RowsOf<T>(q);
@@ -41,19 +50,26 @@ void SoftmaxAttentionForward(const OpContext& context, absl::Span<const Attentio
     params.head_size = q.dim(2);
     params.value_size = v.dim(2);
     params.scale = scale;
-    RunSoftmaxForward<Weighting::kSoftmax, T>(context, tasks, params);
+    RunSoftmaxForward<Weighting::kSoftmax, T>(context, plan.tasks, params);
   });
 }
 
-void SoftmaxAttentionBackward(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                              double scale, ConstTensorView q, ConstTensorView k, ConstTensorView v,
+void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, double scale,
+                              ConstTensorView q, ConstTensorView k, ConstTensorView v,
                               ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
-                              TensorView dq, TensorView dk, TensorView dv) {
-  CheckOperands(tasks, q, k, v, out, lse);
-  EK_CHECK(SameShape(dout, out) && SameShape(dq, q) && SameShape(dk, k) && SameShape(dv, v))
+                              TensorView dq, TensorView dk, TensorView dv, KeyGradients mode) {
+  CheckOperands(plan.tasks, q, k, v, out, lse);
+  EK_CHECK(SameShape(dout, out) && SameShape(dq, q) && HoldsKeyGradients(dk, k, mode) &&
+           HoldsKeyGradients(dv, v, mode))
       << "gradients " << dout.shape.ToString() << dq.shape.ToString() << dk.shape.ToString()
       << dv.shape.ToString();
+  EK_PASS_ON_TO_CUDA(context, SoftmaxAttentionBackward(context, plan, scale, q, k, v, out, lse,
+                                                       dout, dq, dk, dv, mode))
   DispatchFloat(q.dtype, [&]<typename T>() {
+    if (mode == KeyGradients::kWrite) {
+      ClearKeyRows<T>(context, plan.tasks, dk);
+      ClearKeyRows<T>(context, plan.tasks, dv);
+    }
     SoftmaxBackwardParams<T> params;
     params.q = RowsOf<T>(q);
     params.k = RowsOf<T>(k);
@@ -69,7 +85,7 @@ void SoftmaxAttentionBackward(const OpContext& context, absl::Span<const Attenti
     params.head_size = q.dim(2);
     params.value_size = v.dim(2);
     params.scale = scale;
-    RunSoftmaxBackward<Weighting::kSoftmax, T>(context, tasks, params);
+    RunSoftmaxBackward<Weighting::kSoftmax, T>(context, plan.tasks, params);
   });
 }
 

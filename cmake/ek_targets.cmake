@@ -4,6 +4,9 @@ add_library(ek_build_flags INTERFACE)
 target_compile_options(ek_build_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;-Werror=unused-result;-Werror=return-type>
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;-lineinfo>)
+if(EK_ENABLE_CUDA)
+  target_compile_definitions(ek_build_flags INTERFACE EK_WITH_CUDA)
+endif()
 if(EK_NATIVE)
   # 512-bit vectors where the processor has them: the attention kernels are written for the full width.
   include(CheckCXXCompilerFlag)

@@ -43,9 +43,9 @@ absl::Status Export(const std::string& model_path, const std::string& output, St
   options.many_ranks = false;
   return RunOnRank(options, [&](const RankRuntime& rank) -> absl::Status {
     EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(model_path));
-    EK_ASSIGN_OR_RETURN(const Model model, LoadModel(folder, rank.context.dtype, rank.tracker));
+    EK_ASSIGN_OR_RETURN(Model model, LoadModel(rank.context, folder, rank.tracker));
     EK_RETURN_IF_ERROR(MakeFolders(output));
-    EK_RETURN_IF_ERROR(WriteHuggingFaceFolder(output, model, type));
+    EK_RETURN_IF_ERROR(WriteHuggingFaceFolder(output, model, model.weights().view(), type));
     std::cout << output << ": config.json and model.safetensors\n";
     return absl::OkStatus();
   });

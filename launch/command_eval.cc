@@ -49,7 +49,7 @@ absl::Status Eval(const EvalOptions& options) {
     std::optional<IndexedDataset> dataset;
     const auto open = [&]() -> absl::Status {
       EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(options.model));
-      EK_ASSIGN_OR_RETURN(model, LoadModel(folder, rank.context.dtype, rank.tracker));
+      EK_ASSIGN_OR_RETURN(model, LoadModel(rank.context, folder, rank.tracker));
       EK_ASSIGN_OR_RETURN(dataset, IndexedDataset::Open(options.data, model->config().vocab_size));
       return absl::OkStatus();
     };

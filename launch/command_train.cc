@@ -21,15 +21,16 @@ absl::Status Train(const ConfigOptions& options) {
   EK_ASSIGN_OR_RETURN(const RunConfig config, ReadRunConfig(options.file, options.overrides));
   CatchStopSignals();
   RankOptions rank_options;
-  rank_options.dtype = config.runtime.dtype;
+  rank_options.device = config.runtime.device;
+  rank_options.ranks_per_gpu = config.runtime.ranks_per_gpu;
+  rank_options.dtype = ComputeDType(config.runtime);
   rank_options.threads = config.runtime.threads;
   rank_options.timeout_s = config.runtime.timeout_s;
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
-    EK_RETURN_IF_ERROR(AgreeOnStatus(
-        rank.comm, CheckFits(config, rank.local_ranks, PhysicalMemoryBytes()), "memory"));
-    auto trainer = Trainer::Create(config, rank.context, rank.comm, rank.tracker);
+    EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, CheckFits(config, rank.memory), "memory"));
+    auto trainer = Trainer::Create(config, rank);
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());
     if (rank.comm.rank() == 0) {

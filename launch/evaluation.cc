@@ -56,7 +56,8 @@ absl::StatusOr<Evaluation> Evaluate(const OpContext& context, const Model& model
     status = AppendSample(dataset, order.Sample(i * total / count), &batch);
     if (!status.ok()) break;
     std::vector<double> losses(batch.tokens.size());
-    model.TokenLosses(context, batch, absl::MakeSpan(losses));
+    status = model.TokenLosses(context, batch, absl::MakeSpan(losses));
+    if (!status.ok()) break;
     double* row = rows.data() + static_cast<size_t>(i) * width;
     for (size_t t = 0, bucket = 0; t < losses.size(); ++t) {
       if (batch.positions[t] == 0) bucket = 0;

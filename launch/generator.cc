@@ -7,6 +7,7 @@
 #include "models/decode.h"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/ops/gpu.h"
 
 namespace evenkeel {
 
@@ -20,16 +21,16 @@ absl::Status Generate(const OpContext& context, const Model& model,
         "prompt of ", prompt.size(), " tokens and ", options.max_new_tokens,
         " new ones do not fit the model's ", config.max_position_embeddings, " positions"));
   }
-  EK_ASSIGN_OR_RETURN(DecodeCache cache, DecodeCache::Create(model, capacity, tracker));
-  EK_ASSIGN_OR_RETURN(Tensor logits, Tensor::Create(context.dtype, {1, config.vocab_size},
-                                                    MemoryPurpose::kCache, tracker));
-  DecodeStep(context, model, prompt, cache, logits.view());
+  EK_ASSIGN_OR_RETURN(DecodeCache cache, DecodeCache::Create(context, model, capacity, tracker));
+  // Wide enough for the vector loads of a GPU, whatever the vocabulary.
+  EK_ASSIGN_OR_RETURN(Tensor padded,
+                      Tensor::Create(context.dtype, {1, (config.vocab_size + 7) / 8 * 8},
+                                     MemoryPurpose::kCache, tracker, context.device()));
+  const TensorView logits = padded.view().Columns(0, config.vocab_size);
+  DecodeStep(context, model, prompt, cache, logits);
   std::vector<double> values(static_cast<size_t>(config.vocab_size));
   for (int64_t i = 0; i < options.max_new_tokens; ++i) {
-    DispatchFloat(context.dtype, [&]<typename T>() {
-      const T* row = logits.view().template as<T>();
-      std::copy(row, row + config.vocab_size, values.begin());
-    });
+    EK_RETURN_IF_ERROR(ReadDoubles(context, logits, absl::MakeSpan(values)));
     if (!std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); })) {
       return WithExitCode(absl::OutOfRangeError(absl::StrCat("logits at position ", cache.length(),
                                                              " are not finite")),
@@ -39,7 +40,7 @@ absl::Status Generate(const OpContext& context, const Model& model,
         SampleToken(values, options.sampling, static_cast<uint64_t>(cache.length()));
     if (token == options.stop_token || !emit(token)) break;
     if (i + 1 < options.max_new_tokens) {
-      DecodeStep(context, model, absl::MakeConstSpan(&token, 1), cache, logits.view());
+      DecodeStep(context, model, absl::MakeConstSpan(&token, 1), cache, logits);
     }
   }
   return absl::OkStatus();

@@ -26,14 +26,14 @@ RecomputePlan PlanOf(Recompute recompute) {
 }
 
 // The first remedy that fits, as a hint.
-std::string Remedy(const RunConfig& config, int local_ranks, int64_t host_bytes) {
+std::string Remedy(const RunConfig& config, const MemoryBudget& memory) {
   // The largest micro-batch that fits, or 0.
   const auto largest = [&](Recompute recompute) {
     int64_t fits = 0,
             most = std::min(config.train.micro_batch_size, config.train.global_batch_size);
     while (fits < most) {
       const int64_t middle = fits + (most - fits + 1) / 2;
-      if (PlanRankMemory(config, middle, recompute).total() * local_ranks <= host_bytes) {
+      if (PlanRankMemory(config, middle, recompute).total() * memory.sharers <= memory.bytes) {
         fits = middle;
       } else {
         most = middle - 1;
@@ -51,28 +51,31 @@ std::string Remedy(const RunConfig& config, int local_ranks, int64_t host_bytes)
                           " fits");
     }
   }
-  return "start fewer ranks a host, or lower data.sequence_length";
+  return absl::StrCat("start fewer ranks a ", memory.owner, ", or lower data.sequence_length");
 }
 
 }  // namespace
 
 MemoryPlan PlanRankMemory(const RunConfig& config, int64_t micro_batch_size, Recompute recompute) {
   const int64_t samples = std::min(micro_batch_size, config.train.global_batch_size);
-  return PlanTrainingMemory(ShapeOf(config.model), samples * config.data.sequence_length,
-                            SizeOf(config.runtime.dtype), PlanOf(recompute), kTokenChunk);
+  return PlanTrainingMemory(
+      ShapeOf(config.model), samples * config.data.sequence_length,
+      ComputeShapeOf(config.runtime.device, ComputeDType(config.runtime), config.model.vocab_size),
+      PlanOf(recompute));
 }
 
-absl::Status CheckFits(const RunConfig& config, int local_ranks, int64_t host_bytes) {
+absl::Status CheckFits(const RunConfig& config, const MemoryBudget& memory) {
   const MemoryPlan plan =
       PlanRankMemory(config, config.train.micro_batch_size, config.runtime.recompute);
-  if (plan.total() * local_ranks <= host_bytes) return absl::OkStatus();
+  if (plan.total() * memory.sharers <= memory.bytes) return absl::OkStatus();
+  const bool many = memory.sharers > 1;
   return absl::ResourceExhaustedError(absl::StrFormat(
-      "this run does not fit: %d rank%s of this host need%s %s each (weights, gradients and "
-      "optimizer %s, activations %s, workspace %s), the host has %s: %s",
-      local_ranks, local_ranks > 1 ? "s" : "", local_ranks > 1 ? "" : "s",
-      FormatBytes(plan.total()), FormatBytes(plan.weights + plan.gradients + plan.optimizer),
-      FormatBytes(plan.activations), FormatBytes(plan.workspace), FormatBytes(host_bytes),
-      Remedy(config, local_ranks, host_bytes)));
+      "this run does not fit: %d rank%s of this %s need%s %s each (weights, gradients and "
+      "optimizer %s, activations %s, workspace %s), the %s has %s: %s",
+      memory.sharers, many ? "s" : "", memory.owner, many ? "" : "s", FormatBytes(plan.total()),
+      FormatBytes(plan.weights + plan.gradients + plan.optimizer), FormatBytes(plan.activations),
+      FormatBytes(plan.workspace), memory.owner, FormatBytes(memory.bytes),
+      Remedy(config, memory)));
 }
 
 }  // namespace evenkeel

@@ -8,9 +8,12 @@
 #include "runtime/base/exit_code.h"
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/with_cuda.h"
+#include "runtime/comm/agreement.h"
 #include "runtime/comm/launch_check.h"
 #include "runtime/comm/mpi_runtime.h"
 #include "runtime/comm/self_communicator.h"
+#include "runtime/ops/gpu.h"
 
 namespace evenkeel {
 namespace {
@@ -21,14 +24,56 @@ bool LeavesPeersWaiting(ExitCode code) {
          code == ExitCode::kOutOfMemory || code == ExitCode::kInternal;
 }
 
-absl::Status RunBody(const RankOptions& options, Communicator& comm, int local_size,
-                     const std::function<absl::Status(const RankRuntime&)>& body) {
-  InitLog(comm.rank(), /*quiet=*/comm.rank() != 0);
-  ThreadPool pool(ThreadsPerRank(options.threads, local_size));
+using Body = std::function<absl::Status(const RankRuntime&)>;
+
+// What mpirun said of this process.
+struct Place {
+  int local_rank = 0;
+  int local_size = 1;
+};
+
+absl::Status RunOnCpu(const RankOptions& options, Communicator& comm, const Place& place,
+                      const Body& body) {
+  ThreadPool pool(ThreadsPerRank(options.threads, place.local_size));
   MemoryTracker tracker;
-  EK_ASSIGN_OR_RETURN(Arena arena, Arena::Create(PhysicalMemoryBytes(), tracker));
+  const int64_t memory = PhysicalMemoryBytes();
+  EK_ASSIGN_OR_RETURN(Arena arena, Arena::Create(memory, tracker));
   const OpContext context{pool, arena, options.dtype};
-  return body({context, comm, tracker, local_size});
+  return body({context, comm, nullptr, tracker, {memory, place.local_size, "host"}});
+}
+
+// What can fail on one rank alone comes first and is agreed upon: nobody waits for a rank that
+// left.
+absl::Status RunOnGpu(const RankOptions& options, Communicator& comm, const Place& place,
+                      const Body& body) {
+  const int64_t share = options.ranks_per_gpu;
+  absl::StatusOr<std::shared_ptr<CudaOps>> gpu =
+      OpenGpu(static_cast<int>(place.local_rank / share));
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm, gpu.status(), "GPU"));
+  ThreadPool pool(ThreadsPerRank(options.threads, place.local_size));
+  MemoryTracker tracker;
+  const GpuFacts facts = FactsOf(**gpu);
+  absl::StatusOr<Arena> arena = Arena::CreateOnGpu(DeviceOf(**gpu), facts.total_bytes, tracker);
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm, arena.status(), "GPU memory"));
+  std::unique_ptr<GpuComm> gpu_comm;
+  if (comm.size() > 1) {
+    if constexpr (kWithCuda) {
+      GpuCommOptions comm_options;
+      comm_options.timeout_s = options.timeout_s;
+      comm_options.shares_gpu = share > 1;
+      EK_ASSIGN_OR_RETURN(gpu_comm, OpenGpuComm(comm, DeviceOf(**gpu), comm_options));
+    }
+  }
+  const OpContext context{pool, *arena, options.dtype, gpu->get()};
+  return body(
+      {context, comm, gpu_comm.get(), tracker, {facts.free_bytes, static_cast<int>(share), "GPU"}});
+}
+
+absl::Status RunBody(const RankOptions& options, Communicator& comm, const Place& place,
+                     const Body& body) {
+  InitLog(comm.rank(), /*quiet=*/comm.rank() != 0);
+  return options.device == Device::kCpu ? RunOnCpu(options, comm, place, body)
+                                        : RunOnGpu(options, comm, place, body);
 }
 
 }  // namespace
@@ -38,12 +83,13 @@ absl::Status RunOnRank(const RankOptions& options,
   const GetEnvironment get = [](const char* name) -> const char* { return std::getenv(name); };
   if (!IsStartedByLauncher(get)) {
     if (options.many_ranks) EK_RETURN_IF_ERROR(CheckLaunch(/*world_size=*/1, get));
-    return RunBody(options, *MakeSelfCommunicator(), /*local_size=*/1, body);
+    return RunBody(options, *MakeSelfCommunicator(), Place(), body);
   }
   EK_ASSIGN_OR_RETURN(MpiRuntime mpi, MpiRuntime::Create({options.timeout_s}));
   absl::Status status;
   if (options.many_ranks) status = CheckLaunch(mpi.world().size(), get);
-  if (status.ok()) status = RunBody(options, mpi.world(), mpi.local_size(), body);
+  if (status.ok())
+    status = RunBody(options, mpi.world(), {mpi.local_rank(), mpi.local_size()}, body);
   if (!status.ok() && LeavesPeersWaiting(ExitCodeOf(status)) && mpi.world().size() > 1) {
     LogError(std::string(status.message()));
     mpi.world().Abort(ExitCodeOf(status));

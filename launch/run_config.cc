@@ -73,20 +73,51 @@ void DescribeCheckpoint(ConfigFields& fields, CheckpointConfig& config) {
 }
 
 void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
-  fields.Enum("dtype", &config.dtype, "of weights and activations",
-              {{"float32", DType::kF32}, {"float64", DType::kF64}});
+  fields.Enum("device", &config.device, "what computes: cpu, or cuda for one NVIDIA GPU a rank",
+              {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}});
+  fields.Int("ranks_per_gpu", &config.ranks_per_gpu,
+             "ranks that share a GPU; more than 1 for tests", 1, 64);
+  fields.Enum("dtype", &config.dtype,
+              "of activations and products; auto: float32 on the cpu, bfloat16 with float32 master "
+              "weights on cuda",
+              {{"auto", RunDType::kAuto},
+               {"float32", RunDType::kF32},
+               {"float64", RunDType::kF64},
+               {"bfloat16", RunDType::kBF16}});
+  const bool is_bf16 = config.dtype == RunDType::kBF16;
+  if (config.device == Device::kCuda && config.dtype != RunDType::kAuto && !is_bf16) {
+    fields.Error("dtype", "cuda computes in bfloat16: leave it out, or set auto");
+  }
+  if (config.device == Device::kCpu && is_bf16) {
+    fields.Error("dtype", "the cpu computes in float32 or float64; bfloat16 takes device: cuda");
+  }
   fields.Int("threads", &config.threads, "threads a rank; 0 = cores shared among the host's ranks",
              0, 4096);
   fields.Enum("recompute", &config.recompute,
               "activations computed again in the backward pass to save memory",
               {{"none", Recompute::kNone}, {"mlp", Recompute::kMlp}, {"layer", Recompute::kLayer}});
   fields.Float("timeout_s", &config.timeout_s, "longest wait for other ranks, seconds", 0.01, 1e7);
-  fields.Int("bucket_mb", &config.bucket_mb, "MiB of gradients reduced at a time", 1, 65536);
+  fields.Int("bucket_mb", &config.bucket_mb,
+             "MiB of gradients reduced at a time; 0 = 4 on CPUs, 64 on GPUs", 0, 65536);
   fields.Float("peak_gflops", &config.peak_gflops,
                "peak of a rank for mfu; 0 = a matrix product measured at the start", 0, 1e12);
 }
 
 }  // namespace
+
+DType ComputeDType(const RuntimeConfig& config) {
+  switch (config.dtype) {
+    case RunDType::kAuto:
+      break;
+    case RunDType::kF32:
+      return DType::kF32;
+    case RunDType::kF64:
+      return DType::kF64;
+    case RunDType::kBF16:
+      return DType::kBF16;
+  }
+  return config.device == Device::kCuda ? DType::kBF16 : DType::kF32;
+}
 
 void DescribeFields(ConfigFields& fields, RunConfig& config) {
   fields.String("folder", &config.folder, "run folder: checkpoints, metrics, plots");

@@ -18,6 +18,7 @@ class ConfigFields;
 enum class NonFinitePolicy { kStop, kSkip };
 enum class SaveErrorPolicy { kContinue, kStop };
 enum class ResumePolicy { kAuto, kNever };
+enum class RunDType { kAuto, kF32, kF64, kBF16 };
 
 struct DataConfig {
   std::string train;       // prefix of .bin and .idx
@@ -49,13 +50,18 @@ struct CheckpointConfig {
 };
 
 struct RuntimeConfig {
-  DType dtype = DType::kF32;
+  Device device = Device::kCpu;
+  int64_t ranks_per_gpu = 1;
+  RunDType dtype = RunDType::kAuto;
   int64_t threads = 0;  // a rank; 0: the host's cores shared among its ranks
   Recompute recompute = Recompute::kNone;
   double timeout_s = 300;
-  int64_t bucket_mb = 4;   // gradients reduced at a time
+  int64_t bucket_mb = 0;   // gradients reduced at a time; 0: 4 on CPUs, 64 on GPUs
   double peak_gflops = 0;  // of a rank, for mfu; 0: measured at the start
 };
+
+// What ops compute in: what was chosen, or the device's own (float32, bf16 on a GPU).
+DType ComputeDType(const RuntimeConfig& config);
 
 struct RunConfig {
   std::string folder = "runs/default";

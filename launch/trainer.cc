@@ -17,7 +17,8 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
-#include "runtime/ops/elementwise.h"
+#include "runtime/ops/gpu.h"
+#include "runtime/ops/host_mirror.h"
 #include "scheduler/flops.h"
 
 namespace evenkeel {
@@ -37,12 +38,13 @@ std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
 
 }  // namespace
 
-Trainer::Trainer(const RunConfig& config, const OpContext& context, Communicator& comm,
-                 MemoryTracker& tracker, TrainingData data, Model model, Optimizer optimizer)
+Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, TrainingData data, Model model,
+                 Optimizer optimizer)
     : config_(config),
-      context_(context),
-      comm_(comm),
-      tracker_(tracker),
+      context_(rank.context),
+      comm_(rank.comm),
+      gpu_comm_(rank.gpu_comm),
+      tracker_(rank.tracker),
       data_(std::move(data)),
       model_(std::move(model)),
       optimizer_(std::move(optimizer)),
@@ -50,18 +52,17 @@ Trainer::Trainer(const RunConfig& config, const OpContext& context, Communicator
       start_seconds_(Now()) {}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
-                                                         const OpContext& context,
-                                                         Communicator& comm,
-                                                         MemoryTracker& tracker) {
+                                                         const RankRuntime& rank) {
   EK_ASSIGN_OR_RETURN(
       TrainingData data,
       TrainingData::Open(config.data.train, config.model.vocab_size, config.data.sequence_length,
                          static_cast<uint64_t>(config.seed)));
-  EK_ASSIGN_OR_RETURN(Model model, Model::Create(config.model, context.dtype,
-                                                 /*with_gradients=*/true, tracker));
-  EK_ASSIGN_OR_RETURN(Optimizer optimizer, Optimizer::Create(model, config.train.adamw, tracker));
-  std::unique_ptr<Trainer> trainer(new Trainer(config, context, comm, tracker, std::move(data),
-                                               std::move(model), std::move(optimizer)));
+  EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model,
+                                                 /*with_gradients=*/true, rank.tracker));
+  EK_ASSIGN_OR_RETURN(Optimizer optimizer,
+                      Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
+  std::unique_ptr<Trainer> trainer(
+      new Trainer(config, rank, std::move(data), std::move(model), std::move(optimizer)));
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));
@@ -97,16 +98,21 @@ absl::Status Trainer::Start() {
   expected.data_fingerprint = data_.dataset().fingerprint();
   EK_ASSIGN_OR_RETURN(
       const bool restored,
-      RestoreTraining(comm_, store_.has_value() ? &*store_ : nullptr, config_.checkpoint.fallback,
-                      expected, &progress_, model_, optimizer_));
-  if (!restored && config_.train.init_from.empty()) {
-    model_.layout().Initialize(context_, static_cast<uint64_t>(config_.seed),
-                               model_.weights().view());
-  } else if (!restored) {
-    EK_RETURN_IF_ERROR(AgreeOnStatus(comm_,
-                                     ReadWeights(config_.train.init_from, config_.model,
-                                                 model_.layout(), model_.weights().view()),
-                                     "initial weights"));
+      RestoreTraining(context_, comm_, store_.has_value() ? &*store_ : nullptr,
+                      config_.checkpoint.fallback, expected, &progress_, model_, optimizer_));
+  if (!restored) {
+    EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context_, model_.weights()));
+    if (config_.train.init_from.empty()) {
+      model_.layout().Initialize(context_.pool, static_cast<uint64_t>(config_.seed),
+                                 weights.view());
+    } else {
+      EK_RETURN_IF_ERROR(AgreeOnStatus(
+          comm_,
+          ReadWeights(config_.train.init_from, config_.model, model_.layout(), weights.view()),
+          "initial weights"));
+    }
+    EK_RETURN_IF_ERROR(weights.Upload(context_));
+    model_.UpdateCopy(context_);
   }
   saved_step_ = restored ? progress_.step : -1;
 
@@ -120,6 +126,10 @@ absl::Status Trainer::Start() {
         model_.layout().num_parameters(), data_.dataset().num_documents(),
         data_.num_samples_per_epoch(), comm_.size(), comm_.size() > 1 ? "s" : "",
         context_.pool.num_threads(), context_.pool.num_threads() > 1 ? "s" : ""));
+    if (context_.cuda != nullptr) {
+      report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
+                                       FactsOf(*context_.cuda).name, peak_flops_ * 1e-12));
+    }
   }
   return absl::OkStatus();
 }
@@ -184,25 +194,39 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The loss is the mean over all tokens of the global batch that have a target, counted once: a
   // rank's share of it follows from what it holds, which may be nothing.
   const double scale = counts[0] > 0 ? 1 / counts[0] : 0;
-  GradientReducer reducer(comm_, model_.gradients().view(),
-                          (config_.runtime.bucket_mb << 20) / SizeOf(context_.dtype));
-  double sums[2] = {0, StopRequested() ? 1.0 : 0.0};  // losses, requests to stop
+  const ArenaScope scope(context_.arena);
+  // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
+  // nobody waits for them before the end of the step.
+  const TensorView sums = context_.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
+  GradientReducer reducer(gpu_comm_ == nullptr ? comm_ : gpu_comm_->world(),
+                          model_.gradients().view(), BucketElements());
   for (size_t i = 0; i < batches.size(); ++i) {
     const bool last = i + 1 == batches.size();
-    sums[0] += model_.ForwardBackward(context_, batches[i], scale, config_.runtime.recompute,
-                                      [&](int64_t range_begin, int64_t range_end) {
-                                        if (last) reducer.MarkFinal(range_begin, range_end);
-                                      });
+    model_.ForwardBackward(
+        context_, batches[i], scale, config_.runtime.recompute,
+        [&](int64_t range_begin, int64_t range_end) {
+          if (last) reducer.MarkFinal(range_begin, range_end);
+        },
+        sums.Rows(0, 1));
   }
   EK_RETURN_IF_ERROR(reducer.Finish());
-  result.exposed_comm_seconds = reducer.exposed_seconds();
-  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(sums, DType::kF64, {2}), ReduceOp::kSum,
-                                     "loss and requests to stop"));
-  result.loss = sums[0] * scale;
-  result.stop_requested = sums[1] > 0;
-  result.grad_norm = Optimizer::GradientNorm(context_, model_);
+  // Every rank has the same gradients, so all update alike, or, if they are not finite, none.
+  AdamWStepParams step;
+  step.lr = LearningRate(config_.train.schedule, progress_.step);
+  step.step = progress_.step + 1;
+  step.clip_norm = config_.train.clip_norm;
+  optimizer_.Update(context_, step, model_, sums.Rows(1, 2));
 
-  // Every rank sees the same loss and the same gradients, so all decide alike.
+  double values[2] = {0, 0};
+  EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
+  result.exposed_comm_seconds =
+      gpu_comm_ == nullptr ? reducer.exposed_seconds() : gpu_comm_->TakeExposedSeconds();
+  double shared[2] = {values[0], StopRequested() ? 1.0 : 0.0};
+  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {2}), ReduceOp::kSum,
+                                     "loss and requests to stop"));
+  result.loss = shared[0] * scale;
+  result.stop_requested = shared[1] > 0;
+  result.grad_norm = std::sqrt(values[1]);
   const bool finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
   if (!finite && config_.train.on_nonfinite == NonFinitePolicy::kStop) {
     if (report_.has_value()) report_->Finish();
@@ -214,14 +238,6 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
         ExitCode::kDiverged);
   }
   result.applied = finite && result.valid_tokens > 0;
-  if (result.applied) {
-    const double clip = config_.train.clip_norm;
-    const double factor = clip > 0 && result.grad_norm > clip ? clip / result.grad_norm : 1.0;
-    optimizer_.Step(context_, LearningRate(config_.train.schedule, progress_.step),
-                    progress_.step + 1, factor, model_);
-  } else {
-    SetZero(context_, model_.gradients().view());
-  }
   progress_.step += 1;
   progress_.samples += config_.train.global_batch_size;
   progress_.tokens += config_.train.global_batch_size * config_.data.sequence_length;
@@ -272,8 +288,8 @@ absl::Status Trainer::Save() {
   absl::Status status;
   if (store_.has_value()) {
     const double begin = Now();
-    status = SaveTraining(*store_, progress_, static_cast<int>(config_.checkpoint.keep_last),
-                          model_, optimizer_);
+    status = SaveTraining(context_, *store_, progress_,
+                          static_cast<int>(config_.checkpoint.keep_last), model_, optimizer_);
     if (status.ok()) {
       report_->Checkpoint(progress_.step, Now() - begin);
     } else if (config_.checkpoint.on_error == SaveErrorPolicy::kContinue &&
@@ -286,6 +302,12 @@ absl::Status Trainer::Save() {
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, status, "checkpoint"));
   saved_step_ = progress_.step;
   return absl::OkStatus();
+}
+
+int64_t Trainer::BucketElements() const {
+  int64_t mib = config_.runtime.bucket_mb;
+  if (mib == 0) mib = context_.cuda == nullptr ? 4 : 64;
+  return (mib << 20) / SizeOf(model_.gradients().dtype());
 }
 
 bool Trainer::StopRequested() const {

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "launch/run_report.h"
 #include "launch/training_data.h"
@@ -19,15 +20,13 @@
 
 namespace evenkeel {
 
-// One rank's trainer. Every rank of `comm` makes the same calls.
+// One rank's trainer. Every rank makes the same calls.
 class Trainer {
  public:
   // Opens the data, builds the model, and restores the newest checkpoint of the run folder if there
   // is one. Rank 0 takes the run folder's lock.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config,
-                                                         const OpContext& context,
-                                                         Communicator& comm,
-                                                         MemoryTracker& tracker);
+                                                         const RankRuntime& rank);
 
   // Trains to the configured step. A request to stop (signal, STOP file, wall-time limit) saves and
   // returns a status with ExitCode::kPreempted; a loss that is not finite one with kDiverged.
@@ -48,20 +47,22 @@ class Trainer {
     bool stop_requested = false;
   };
 
-  Trainer(const RunConfig& config, const OpContext& context, Communicator& comm,
-          MemoryTracker& tracker, TrainingData data, Model model, Optimizer optimizer);
+  Trainer(const RunConfig& config, const RankRuntime& rank, TrainingData data, Model model,
+          Optimizer optimizer);
 
   absl::Status Start();
   absl::StatusOr<StepResult> Step();
   absl::Status ReportStep(const StepResult& result, double seconds);
   absl::Status EvaluateHeldOut();
   absl::Status Save();
+  int64_t BucketElements() const;
   bool StopRequested() const;
   double Elapsed() const;
 
   RunConfig config_;
   OpContext context_;
   Communicator& comm_;
+  GpuComm* gpu_comm_;  // null where the ranks compute on CPUs, or there is one
   MemoryTracker& tracker_;
   TrainingData data_;
   std::optional<IndexedDataset> validation_;

@@ -29,15 +29,17 @@ struct TrainingProgress {
 };
 
 // Saves a checkpoint of the current step. One rank calls it.
-absl::Status SaveTraining(CheckpointStore& store, const TrainingProgress& progress, int keep_last,
-                          Model& model, Optimizer& optimizer);
+absl::Status SaveTraining(const OpContext& context, CheckpointStore& store,
+                          const TrainingProgress& progress, int keep_last, Model& model,
+                          Optimizer& optimizer);
 
-// Loads the newest good checkpoint on rank 0 and hands it to all ranks, which need no common file
-// system. Every rank calls it. Returns whether there was one. Fails if the checkpoint belongs to
-// another model, seed, sequence length or data set than `expected` says, naming both values.
-absl::StatusOr<bool> RestoreTraining(Communicator& comm, const CheckpointStore* store,
-                                     bool fallback, const TrainingProgress& expected,
-                                     TrainingProgress* progress, Model& model,
-                                     Optimizer& optimizer);
+// Loads the newest good checkpoint on rank 0 and hands it to all ranks of `comm` (of host tensors),
+// which need no common file system. Every rank calls it. Returns whether there was one. Fails if
+// the checkpoint belongs to another model, seed, sequence length or data set than `expected` says,
+// naming both values.
+absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& comm,
+                                     const CheckpointStore* store, bool fallback,
+                                     const TrainingProgress& expected, TrainingProgress* progress,
+                                     Model& model, Optimizer& optimizer);
 
 }  // namespace evenkeel

@@ -16,10 +16,16 @@ namespace evenkeel {
 namespace {
 
 template <typename Body>
-void ForEachChunk(int64_t tokens, const Body& body) {
-  for (int64_t begin = 0; begin < tokens; begin += kTokenChunk) {
-    body(begin, std::min(tokens, begin + kTokenChunk));
+void ForEachChunk(const OpContext& context, int64_t tokens, const Body& body) {
+  const int64_t rows = TokenChunk(context.device());
+  for (int64_t begin = 0; begin < tokens; begin += rows) {
+    body(begin, std::min(tokens, begin + rows));
   }
+}
+
+// Rows of the largest chunk.
+int64_t ChunkRows(const OpContext& context, int64_t tokens) {
+  return std::min(TokenChunk(context.device()), tokens);
 }
 
 template <typename View>
@@ -35,10 +41,11 @@ TensorView Activations(const OpContext& context, Shape shape) {
   return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
 }
 
-// The columns of a projection, or of its gradient. q [T, H, D], k and v [T, G, D], gate [T, H D].
+// The columns of a projection, or of its gradient. q [T, H, D], k and v [T, G, D], gate [T, H D];
+// qk [T, H + G, D] is q and k as one.
 template <typename View>
 struct Parts {
-  View q, k, v, gate;
+  View q, k, qk, v, gate;
 };
 
 template <typename View>
@@ -48,61 +55,33 @@ Parts<View> PartsOf(const BlockSpec& spec, const View& proj) {
   Parts<View> parts;
   parts.q = proj.Columns(0, q_end).SplitHeads(spec.num_heads);
   parts.k = proj.Columns(q_end, k_end).SplitHeads(spec.num_kv_heads);
+  parts.qk = proj.Columns(0, k_end).SplitHeads(spec.num_heads + spec.num_kv_heads);
   parts.v = proj.Columns(k_end, v_end).SplitHeads(spec.num_kv_heads);
   if (spec.gated) parts.gate = proj.Columns(v_end, spec.projection_width());
   return parts;
 }
 
-// One of q and k on its way from the projection to core attention. `core` [T, heads, Dq].
-void FillCoreInput(const OpContext& context, const BlockSpec& spec, const TokenLayout& layout,
-                   ConstTensorView norm_gain, ConstTensorView theta, ConstTensorView reflection,
-                   ConstTensorView raw, TensorView core) {
+// q and k on their way from the projection to core attention. `raw` and `core` are both as one
+// where they have the same size (all but LRPE): qk [T, H + G, D].
+void FillCoreInputs(const OpContext& context, const BlockSpec& spec,
+                    const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
+                    const Parts<ConstTensorView>& raw, const CoreTensors& core, TensorView qk) {
   if (spec.position == PositionKind::kLrpe) {
-    const ArenaScope scope(context.arena);
-    TensorView activated = Workspace(context, raw.shape);
-    ActivationForward(context, spec.activation, raw, activated);
-    LrpeForward(context, activated, theta, layout.positions, core);
+    ActivatedLrpeForward(context, spec.activation, raw.q, weights.theta, layout.positions, core.q);
+    ActivatedLrpeForward(context, spec.activation, raw.k, weights.theta, layout.positions, core.k);
     return;
   }
-  if (spec.has_activation) ActivationForward(context, spec.activation, raw, core);
-  if (spec.qk_norm) RmsNormForward(context, raw, norm_gain, spec.norm_eps, core);
-  const bool filled = spec.has_activation || spec.qk_norm;
-  if (spec.position == PositionKind::kRope) {
-    ApplyRope(context, layout.rope_cos, layout.rope_sin, /*inverse=*/false, core);
-  } else if (spec.position == PositionKind::kUrpe) {
-    UrpeForward(context, filled ? core : raw, theta, reflection, layout.positions, core);
-  }
-}
-
-// The way back: dcore [T, heads, Dq] -> draw [T, heads, D], which are the same memory but for LRPE.
-void CoreInputBackward(const OpContext& context, const BlockSpec& spec, const TokenLayout& layout,
-                       ConstTensorView norm_gain, ConstTensorView theta, ConstTensorView reflection,
-                       TensorView norm_gain_gradient, TensorView theta_gradient,
-                       ConstTensorView raw, ConstTensorView core, TensorView dcore,
-                       TensorView draw) {
-  switch (spec.position) {
-    case PositionKind::kNone:
-      break;
-    case PositionKind::kRope:
-      ApplyRope(context, layout.rope_cos, layout.rope_sin, /*inverse=*/true, dcore);
-      break;
-    case PositionKind::kUrpe:
-      UrpeBackward(context, core, theta, reflection, layout.positions, dcore, dcore,
-                   theta_gradient);
-      break;
-    case PositionKind::kLrpe: {
-      const ArenaScope scope(context.arena);
-      TensorView activated = Workspace(context, raw.shape);
-      ActivationForward(context, spec.activation, raw, activated);
-      LrpeBackward(context, activated, theta, layout.positions, dcore, draw, theta_gradient);
-      break;
-    }
-  }
+  if (spec.has_activation) ActivationForward(context, spec.activation, raw.qk, qk);
   if (spec.qk_norm) {
-    RmsNormBackward(context, raw, norm_gain, spec.norm_eps, draw, draw, /*accumulate=*/false,
-                    norm_gain_gradient);
+    RmsNormForward(context, raw.q, weights.q_norm, spec.norm_eps, core.q);
+    RmsNormForward(context, raw.k, weights.k_norm, spec.norm_eps, core.k);
   }
-  if (spec.has_activation) ActivationBackward(context, spec.activation, raw, draw, draw);
+  if (spec.position == PositionKind::kRope) {
+    ApplyRope(context, layout.rope_cos, layout.rope_sin, /*inverse=*/false, qk);
+  } else if (spec.position == PositionKind::kUrpe) {
+    const ConstTensorView from = spec.has_activation ? ConstTensorView(qk) : raw.qk;
+    UrpeForward(context, from, weights.theta, weights.reflection, layout.positions, qk);
+  }
 }
 
 // mixed [c, H D]: what enters the output projection, u * norm(out) or a part of that. Returns `out`
@@ -110,17 +89,12 @@ void CoreInputBackward(const OpContext& context, const BlockSpec& spec, const To
 ConstTensorView MixedOutput(const OpContext& context, const BlockSpec& spec, ConstTensorView out,
                             ConstTensorView gate, TensorView mixed) {
   if (!spec.output_norm) return out;
-  RmsNormForward(context, out, ConstTensorView(), spec.norm_eps, mixed);
-  if (spec.gated) Multiply(context, mixed, gate, mixed);
+  if (spec.gated) {
+    GatedRmsNormForward(context, out, gate, spec.norm_eps, mixed);
+  } else {
+    RmsNormForward(context, out, ConstTensorView(), spec.norm_eps, mixed);
+  }
   return mixed;
-}
-
-// x_mid = x + mixed W_o^T + b for one chunk.
-void OutputProjectionForward(const OpContext& context, const BlockViews<ConstTensorView>& weights,
-                             ConstTensorView x, ConstTensorView mixed, TensorView x_mid) {
-  Copy(context, x, x_mid);
-  LinearForward(context, mixed, weights.out_proj, x_mid, /*accumulate=*/true);
-  if (!weights.out_proj_bias.empty()) AddBias(context, weights.out_proj_bias, x_mid);
 }
 
 // pair = norm(x_mid) W_pair^T + b for one chunk; `normed` [c, C] receives norm(x_mid).
@@ -128,8 +102,7 @@ void PairForward(const OpContext& context, const BlockSpec& spec,
                  const BlockViews<ConstTensorView>& weights, ConstTensorView x_mid,
                  TensorView normed, TensorView pair) {
   RmsNormForward(context, x_mid, weights.mlp_norm, spec.norm_eps, normed);
-  LinearForward(context, normed, weights.mlp_pair, pair);
-  if (!weights.mlp_pair_bias.empty()) AddBias(context, weights.mlp_pair_bias, pair);
+  LinearForward(context, normed, weights.mlp_pair, weights.mlp_pair_bias, ConstTensorView(), pair);
 }
 
 }  // namespace
@@ -138,19 +111,15 @@ void PreAttentionForward(const OpContext& context, const BlockSpec& spec,
                          const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
                          ConstTensorView x, TensorView proj) {
   const ArenaScope scope(context.arena);
-  TensorView normed_buffer =
-      Workspace(context, {std::min(kTokenChunk, x.dim(0)), spec.hidden_size});
-  ForEachChunk(x.dim(0), [&](int64_t begin, int64_t end) {
+  TensorView normed_buffer = Workspace(context, {ChunkRows(context, x.dim(0)), spec.hidden_size});
+  ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
     TensorView normed = normed_buffer.Rows(0, end - begin);
     TensorView chunk = proj.Rows(begin, end);
     RmsNormForward(context, x.Rows(begin, end), weights.attention_norm, spec.norm_eps, normed);
-    LinearForward(context, normed, weights.in_proj, chunk);
-    if (!weights.in_proj_bias.empty()) AddBias(context, weights.in_proj_bias, chunk);
+    LinearForward(context, normed, weights.in_proj, weights.in_proj_bias, ConstTensorView(), chunk);
     if (!spec.copies_qk() && spec.position == PositionKind::kRope) {
-      const auto parts = PartsOf(spec, chunk);
-      const auto cos = layout.rope_cos.Rows(begin, end), sin = layout.rope_sin.Rows(begin, end);
-      ApplyRope(context, cos, sin, /*inverse=*/false, parts.q);
-      ApplyRope(context, cos, sin, /*inverse=*/false, parts.k);
+      ApplyRope(context, layout.rope_cos.Rows(begin, end), layout.rope_sin.Rows(begin, end),
+                /*inverse=*/false, PartsOf(spec, chunk).qk);
     }
   });
 }
@@ -161,13 +130,11 @@ CoreTensors MakeCoreInputs(const OpContext& context, const BlockSpec& spec,
   const auto parts = PartsOf(spec, proj);
   CoreTensors core{parts.q, parts.k, parts.v};
   if (!spec.copies_qk()) return core;
-  const int64_t tokens = proj.dim(0);
-  core.q = Workspace(context, {tokens, spec.num_heads, spec.core_qk_size()});
-  core.k = Workspace(context, {tokens, spec.num_kv_heads, spec.core_qk_size()});
-  FillCoreInput(context, spec, layout, weights.q_norm, weights.theta, weights.reflection, parts.q,
-                core.q);
-  FillCoreInput(context, spec, layout, weights.k_norm, weights.theta, weights.reflection, parts.k,
-                core.k);
+  const int64_t tokens = proj.dim(0), heads = spec.num_heads + spec.num_kv_heads;
+  const TensorView qk = Workspace(context, {tokens, heads, spec.core_qk_size()});
+  core.q = qk.Slice(1, 0, spec.num_heads);
+  core.k = qk.Slice(1, spec.num_heads, heads);
+  FillCoreInputs(context, spec, weights, layout, PartsOf(spec, ConstTensorView(proj)), core, qk);
   return core;
 }
 
@@ -185,7 +152,7 @@ void LocalCoreForward(const OpContext& context, const BlockSpec& spec, const Tok
       return ReluBlockAttentionForward(context, layout.block_tasks, spec.scale, inputs.q, inputs.k,
                                        inputs.v, heads);
     case CoreKind::kLightning:
-      return LightningAttentionForward(context, layout.cu_seqlens, spec.slopes, inputs.q, inputs.k,
+      return LightningAttentionForward(context, layout.sequences, spec.slopes, inputs.q, inputs.k,
                                        inputs.v, ConstTensorView(), heads, TensorView());
   }
 }
@@ -197,17 +164,15 @@ void LocalCoreBackward(const OpContext& context, const BlockSpec& spec, const To
   switch (spec.core) {
     case CoreKind::kSoftmax:
     case CoreKind::kBlockSoftmax:
-      SetZero(context, gradients.k.MergeHeads());
-      SetZero(context, gradients.v.MergeHeads());
       return SoftmaxAttentionBackward(
           context, spec.core == CoreKind::kSoftmax ? layout.tasks : layout.block_tasks, spec.scale,
           inputs.q, inputs.k, inputs.v, out.SplitHeads(spec.num_heads), lse, dheads, gradients.q,
-          gradients.k, gradients.v);
+          gradients.k, gradients.v, KeyGradients::kWrite);
     case CoreKind::kBlockRelu:
       return ReluBlockAttentionBackward(context, layout.block_tasks, spec.scale, inputs.q, inputs.k,
                                         inputs.v, dheads, gradients.q, gradients.k, gradients.v);
     case CoreKind::kLightning:
-      return LightningAttentionBackward(context, layout.cu_seqlens, spec.slopes, inputs.q, inputs.k,
+      return LightningAttentionBackward(context, layout.sequences, spec.slopes, inputs.q, inputs.k,
                                         inputs.v, ConstTensorView(), dheads, ConstTensorView(),
                                         gradients.q, gradients.k, gradients.v, TensorView());
   }
@@ -218,27 +183,26 @@ void PostAttentionForward(const OpContext& context, const BlockSpec& spec,
                           ConstTensorView proj, ConstTensorView out, TensorView x_mid,
                           TensorView pair, TensorView y) {
   const ArenaScope scope(context.arena);
-  const int64_t rows = std::min(kTokenChunk, x.dim(0));
-  TensorView mixed_buffer = Workspace(context, {rows, spec.q_width()});
+  const int64_t rows = ChunkRows(context, x.dim(0));
+  TensorView mixed_buffer =
+      spec.output_norm ? Workspace(context, {rows, spec.q_width()}) : TensorView();
   TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
   TensorView mid_buffer = x_mid.empty() ? Workspace(context, {rows, spec.hidden_size}) : x_mid;
   TensorView pair_buffer =
       pair.empty() ? Workspace(context, {rows, 2 * spec.intermediate_size}) : pair;
   TensorView hidden_buffer = Workspace(context, {rows, spec.intermediate_size});
-  ForEachChunk(x.dim(0), [&](int64_t begin, int64_t end) {
+  ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     TensorView mid = x_mid.empty() ? mid_buffer.Rows(0, n) : x_mid.Rows(begin, end);
     TensorView pair_chunk = pair.empty() ? pair_buffer.Rows(0, n) : pair.Rows(begin, end);
     TensorView hidden = hidden_buffer.Rows(0, n), y_chunk = y.Rows(begin, end);
     const ConstTensorView mixed =
         MixedOutput(context, spec, out.Rows(begin, end), PartsOf(spec, proj.Rows(begin, end)).gate,
-                    mixed_buffer.Rows(0, n));
-    OutputProjectionForward(context, weights, x.Rows(begin, end), mixed, mid);
+                    RowsOrEmpty(mixed_buffer, 0, n));
+    LinearForward(context, mixed, weights.out_proj, weights.out_proj_bias, x.Rows(begin, end), mid);
     PairForward(context, spec, weights, mid, normed_buffer.Rows(0, n), pair_chunk);
     GatedUnitForward(context, spec.unit, pair_chunk, hidden);
-    Copy(context, mid, y_chunk);
-    LinearForward(context, hidden, weights.mlp_down, y_chunk, /*accumulate=*/true);
-    if (!weights.mlp_down_bias.empty()) AddBias(context, weights.mlp_down_bias, y_chunk);
+    LinearForward(context, hidden, weights.mlp_down, weights.mlp_down_bias, mid, y_chunk);
   });
 }
 
@@ -247,9 +211,10 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
                            const BlockViews<TensorView>& gradients, const BlockActivations& saved,
                            TensorView dx, TensorView dout, TensorView dproj) {
   const ArenaScope scope(context.arena);
-  const int64_t rows = std::min(kTokenChunk, dx.dim(0));
+  const int64_t rows = ChunkRows(context, dx.dim(0));
   const bool keeps_mlp = !saved.x_mid.empty();
-  TensorView mixed_buffer = Workspace(context, {rows, spec.q_width()});
+  TensorView mixed_buffer =
+      spec.output_norm ? Workspace(context, {rows, spec.q_width()}) : TensorView();
   TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
   TensorView dnormed_buffer = Workspace(context, {rows, spec.hidden_size});
   TensorView mid_buffer, pair_buffer;
@@ -258,19 +223,17 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     pair_buffer = Workspace(context, {rows, 2 * spec.intermediate_size});
   }
   TensorView hidden_buffer = Workspace(context, {rows, spec.intermediate_size});
-  TensorView dhidden_buffer = Workspace(context, {rows, spec.intermediate_size});
   TensorView dpair_buffer = Workspace(context, {rows, 2 * spec.intermediate_size});
-  TensorView outnorm_buffer =
-      spec.gated ? Workspace(context, {rows, spec.q_width()}) : TensorView();
 
-  ForEachChunk(dx.dim(0), [&](int64_t begin, int64_t end) {
+  ForEachChunk(context, dx.dim(0), [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     TensorView dy = dx.Rows(begin, end), normed = normed_buffer.Rows(0, n);
     TensorView dnormed = dnormed_buffer.Rows(0, n), hidden = hidden_buffer.Rows(0, n);
-    TensorView dhidden = dhidden_buffer.Rows(0, n), dpair = dpair_buffer.Rows(0, n);
+    TensorView dpair = dpair_buffer.Rows(0, n);
     const ConstTensorView out = saved.out.Rows(begin, end);
     const ConstTensorView gate = PartsOf(spec, saved.proj.Rows(begin, end)).gate;
-    const ConstTensorView mixed = MixedOutput(context, spec, out, gate, mixed_buffer.Rows(0, n));
+    const ConstTensorView mixed =
+        MixedOutput(context, spec, out, gate, RowsOrEmpty(mixed_buffer, 0, n));
     TensorView mid, pair;
     if (keeps_mlp) {
       mid = saved.x_mid.Rows(begin, end);
@@ -279,16 +242,16 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     } else {
       mid = mid_buffer.Rows(0, n);
       pair = pair_buffer.Rows(0, n);
-      OutputProjectionForward(context, weights, saved.x.Rows(begin, end), mixed, mid);
+      LinearForward(context, mixed, weights.out_proj, weights.out_proj_bias,
+                    saved.x.Rows(begin, end), mid);
       PairForward(context, spec, weights, mid, normed, pair);
     }
 
-    // Feed-forward.
-    GatedUnitForward(context, spec.unit, pair, hidden);
+    // Feed-forward. `hidden` holds its own gradient first, then itself.
+    LinearBackwardInput(context, dy, weights.mlp_down, hidden);
+    GatedUnitBackward(context, spec.unit, pair, hidden, dpair, hidden);
     LinearBackwardWeight(context, dy, hidden, gradients.mlp_down);
     if (!gradients.mlp_down_bias.empty()) BiasBackward(context, dy, gradients.mlp_down_bias);
-    LinearBackwardInput(context, dy, weights.mlp_down, dhidden);
-    GatedUnitBackward(context, spec.unit, pair, dhidden, dpair);
     LinearBackwardWeight(context, dpair, normed, gradients.mlp_pair);
     if (!gradients.mlp_pair_bias.empty()) BiasBackward(context, dpair, gradients.mlp_pair_bias);
     LinearBackwardInput(context, dpair, weights.mlp_pair, dnormed);
@@ -301,12 +264,9 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     TensorView dmixed = dout.Rows(begin, end);
     LinearBackwardInput(context, dy, weights.out_proj, dmixed);
     if (spec.gated) {
-      TensorView out_normed = outnorm_buffer.Rows(0, n);
-      RmsNormForward(context, out, ConstTensorView(), spec.norm_eps, out_normed);
-      Multiply(context, dmixed, out_normed, PartsOf(spec, dproj.Rows(begin, end)).gate);
-      Multiply(context, dmixed, gate, dmixed);
-    }
-    if (spec.output_norm) {
+      GatedRmsNormBackward(context, out, gate, spec.norm_eps, dmixed, dmixed,
+                           PartsOf(spec, dproj.Rows(begin, end)).gate);
+    } else if (spec.output_norm) {
       RmsNormBackward(context, out, ConstTensorView(), spec.norm_eps, dmixed, dmixed,
                       /*accumulate=*/false, TensorView());
     }
@@ -320,10 +280,31 @@ void CoreInputsBackward(const OpContext& context, const BlockSpec& spec,
                         const CoreTensors& core_gradients, TensorView dproj) {
   const auto raw = PartsOf(spec, proj);
   const auto draw = PartsOf(spec, dproj);
-  CoreInputBackward(context, spec, layout, weights.q_norm, weights.theta, weights.reflection,
-                    gradients.q_norm, gradients.theta, raw.q, core.q, core_gradients.q, draw.q);
-  CoreInputBackward(context, spec, layout, weights.k_norm, weights.theta, weights.reflection,
-                    gradients.k_norm, gradients.theta, raw.k, core.k, core_gradients.k, draw.k);
+  if (spec.position == PositionKind::kLrpe) {
+    ActivatedLrpeBackward(context, spec.activation, raw.q, weights.theta, layout.positions,
+                          core_gradients.q, draw.q, gradients.theta);
+    ActivatedLrpeBackward(context, spec.activation, raw.k, weights.theta, layout.positions,
+                          core_gradients.k, draw.k, gradients.theta);
+    return;
+  }
+  // All that follows is in place: the gradients of core attention's inputs are views into dproj.
+  if (spec.position == PositionKind::kRope) {
+    ApplyRope(context, layout.rope_cos, layout.rope_sin, /*inverse=*/true, draw.qk);
+  } else if (spec.position == PositionKind::kUrpe) {
+    UrpeBackward(context, core.q, weights.theta, weights.reflection, layout.positions, draw.q,
+                 draw.q, gradients.theta);
+    UrpeBackward(context, core.k, weights.theta, weights.reflection, layout.positions, draw.k,
+                 draw.k, gradients.theta);
+  }
+  if (spec.qk_norm) {
+    RmsNormBackward(context, raw.q, weights.q_norm, spec.norm_eps, draw.q, draw.q,
+                    /*accumulate=*/false, gradients.q_norm);
+    RmsNormBackward(context, raw.k, weights.k_norm, spec.norm_eps, draw.k, draw.k,
+                    /*accumulate=*/false, gradients.k_norm);
+  }
+  if (spec.has_activation) {
+    ActivationBackward(context, spec.activation, raw.qk, draw.qk, draw.qk);
+  }
 }
 
 void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
@@ -331,10 +312,10 @@ void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
                           const BlockViews<TensorView>& gradients, ConstTensorView x,
                           ConstTensorView dproj, TensorView dx) {
   const ArenaScope scope(context.arena);
-  const int64_t rows = std::min(kTokenChunk, x.dim(0));
+  const int64_t rows = ChunkRows(context, x.dim(0));
   TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
   TensorView dnormed_buffer = Workspace(context, {rows, spec.hidden_size});
-  ForEachChunk(x.dim(0), [&](int64_t begin, int64_t end) {
+  ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
     TensorView normed = normed_buffer.Rows(0, end - begin);
     TensorView dnormed = dnormed_buffer.Rows(0, end - begin);
     const ConstTensorView x_chunk = x.Rows(begin, end), dproj_chunk = dproj.Rows(begin, end);
@@ -363,7 +344,10 @@ void AllocateAttention(const OpContext& context, const BlockSpec& spec, BlockAct
   const int64_t tokens = saved.x.dim(0);
   saved.proj = Activations(context, {tokens, spec.projection_width()});
   saved.out = Activations(context, {tokens, spec.q_width()});
-  if (spec.has_lse()) saved.lse = Activations(context, {tokens, spec.num_heads});
+  if (spec.has_lse()) {
+    saved.lse = context.arena.Allocate(context.wide_dtype(), {tokens, spec.num_heads},
+                                       MemoryPurpose::kActivations);
+  }
 }
 
 }  // namespace

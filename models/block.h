@@ -5,8 +5,8 @@
 // The outer two work token by token and know nothing of documents or of other ranks; only the
 // middle one is exchanged by the attention strategy.
 //
-// The outer pieces walk the tokens in chunks that stay in the processor's caches, so the only
-// passes over memory are those over what is saved.
+// The outer pieces walk the tokens in chunks: on the CPU they stay in the processor's caches, so
+// the only passes over memory are those over what is saved; on a GPU they bound the workspace.
 //
 // Shapes: T tokens of the packed batch, C hidden size, H query heads, G key/value heads, D head
 // size, P columns of the input projection, F intermediate size.
@@ -16,16 +16,19 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "attention/attention_task.h"
+#include "attention/attention_plan.h"
 #include "models/block_spec.h"
 #include "models/parameters.h"
+#include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
 
-// Rows of the outer pieces' chunks: large enough for matrix products at full speed, small enough
-// that the widest intermediate (2 F columns) stays in the shared cache.
-constexpr int64_t kTokenChunk = 512;
+// Rows of the outer pieces' chunks: large enough for matrix products at full speed; on the CPU
+// small enough that the widest intermediate (2 F columns) stays in the shared cache.
+constexpr int64_t TokenChunk(Device device) {
+  return device == Device::kCpu ? 512 : 32768;
+}
 
 // Which activations the forward pass keeps for the backward pass, and which are computed again.
 enum class Recompute {
@@ -34,13 +37,18 @@ enum class Recompute {
   kLayer,  // keep each layer's input alone
 };
 
-// What all layers know about the tokens of a batch.
+// What all layers know about the tokens of a batch. Movable only: plans borrow the lists.
 struct TokenLayout {
-  absl::Span<const int64_t> cu_seqlens;    // [B + 1], documents
-  absl::Span<const int64_t> positions;     // [T], from 0 at each document
-  std::vector<AttentionTask> tasks;        // documents, for softmax layers
-  std::vector<AttentionTask> block_tasks;  // blocks, for diag_attention layers
-  ConstTensorView rope_cos, rope_sin;      // [T, D / 2]
+  TokenLayout() = default;
+  TokenLayout(TokenLayout&&) = default;
+  TokenLayout& operator=(TokenLayout&&) = default;
+
+  Positions positions;                    // [T], from 0 at each document
+  SequencePlan sequences;                 // documents, for lightning layers
+  std::vector<AttentionTask> task_list;   // documents, for softmax layers
+  std::vector<AttentionTask> block_list;  // blocks, for diag_attention layers
+  TaskPlan tasks, block_tasks;            // the same, planned
+  ConstTensorView rope_cos, rope_sin;     // [T, D / 2], of the wide dtype
 };
 
 // What one layer keeps for its backward pass. Empty views were not kept.
@@ -48,7 +56,7 @@ struct BlockActivations {
   TensorView x;      // [T, C] input
   TensorView proj;   // [T, P] input projection; q and k rotated in place where they are not copied
   TensorView out;    // [T, H D] core attention's output
-  TensorView lse;    // [T, H]
+  TensorView lse;    // [T, H], of the wide dtype
   TensorView x_mid;  // [T, C] after attention
   TensorView pair;   // [T, 2 F] both branches of the feed-forward
 };

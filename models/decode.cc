@@ -32,22 +32,23 @@ std::vector<AttentionTask> BlockTasks(int64_t begin, int64_t end, int64_t block)
 
 }  // namespace
 
-absl::StatusOr<DecodeCache> DecodeCache::Create(const Model& model, int64_t capacity,
-                                                MemoryTracker& tracker) {
+absl::StatusOr<DecodeCache> DecodeCache::Create(const OpContext& context, const Model& model,
+                                                int64_t capacity, MemoryTracker& tracker) {
   DecodeCache cache;
   cache.capacity_ = capacity;
-  const DType dtype = model.weights().dtype();
+  const auto create = [&](DType dtype, Shape shape) {
+    return Tensor::Create(dtype, shape, MemoryPurpose::kCache, tracker, context.device());
+  };
   for (const BlockSpec& spec : model.block_specs()) {
     LayerCache layer;
     if (spec.core == CoreKind::kLightning) {
       EK_ASSIGN_OR_RETURN(
           layer.state,
-          Tensor::Create(dtype, {1, spec.num_heads, spec.core_qk_size(), spec.head_size},
-                         MemoryPurpose::kCache, tracker));
+          create(context.wide_dtype(), {1, spec.num_heads, spec.core_qk_size(), spec.head_size}));
     } else {
       const Shape shape{capacity, spec.num_kv_heads, spec.head_size};
-      EK_ASSIGN_OR_RETURN(layer.k, Tensor::Create(dtype, shape, MemoryPurpose::kCache, tracker));
-      EK_ASSIGN_OR_RETURN(layer.v, Tensor::Create(dtype, shape, MemoryPurpose::kCache, tracker));
+      EK_ASSIGN_OR_RETURN(layer.k, create(context.dtype, shape));
+      EK_ASSIGN_OR_RETURN(layer.v, create(context.dtype, shape));
     }
     cache.layers_.push_back(std::move(layer));
   }
@@ -72,7 +73,8 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
   const std::vector<int64_t> cu_seqlens = {0, total};
   std::vector<int64_t> positions(tokens.size());
   for (size_t i = 0; i < positions.size(); ++i) positions[i] = begin + static_cast<int64_t>(i);
-  const TokenLayout layout = MakeTokenLayout(context, config, cu_seqlens, positions);
+  const TokenLayout layout =
+      MakeTokenLayout(context, config, cu_seqlens, positions, /*backward=*/false);
 
   const auto allocate = [&](Shape shape) {
     return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
@@ -89,7 +91,7 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
     const CoreTensors core = MakeCoreInputs(context, spec, weights.blocks[i], layout, proj);
     const TensorView heads = out.SplitHeads(spec.num_heads);
     if (spec.core == CoreKind::kLightning) {
-      LightningAttentionForward(context, layout.cu_seqlens, spec.slopes, core.q, core.k, core.v,
+      LightningAttentionForward(context, layout.sequences, spec.slopes, core.q, core.k, core.v,
                                 layer.state.view(), heads, layer.state.view());
     } else {
       const TensorView k = layer.k.view().Rows(0, end), v = layer.v.view().Rows(0, end);
@@ -101,8 +103,10 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
       if (spec.core == CoreKind::kBlockRelu) {
         ReluBlockAttentionForward(context, tasks, spec.scale, core.q, k, v, heads);
       } else {
-        SoftmaxAttentionForward(context, tasks, spec.scale, core.q, k, v, heads,
-                                allocate({total, spec.num_heads}));
+        SoftmaxAttentionForward(
+            context, tasks, spec.scale, core.q, k, v, heads,
+            context.arena.Allocate(context.wide_dtype(), {total, spec.num_heads},
+                                   MemoryPurpose::kActivations));
       }
     }
     PostAttentionForward(context, spec, weights.blocks[i], x, proj, out, TensorView(), TensorView(),

@@ -15,8 +15,8 @@ class DecodeCache {
  public:
   // Room for `capacity` tokens of one sequence. The memory of lightning layers does not depend on
   // it.
-  static absl::StatusOr<DecodeCache> Create(const Model& model, int64_t capacity,
-                                            MemoryTracker& tracker);
+  static absl::StatusOr<DecodeCache> Create(const OpContext& context, const Model& model,
+                                            int64_t capacity, MemoryTracker& tracker);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
@@ -28,7 +28,7 @@ class DecodeCache {
   struct LayerCache {
     Tensor k;      // [capacity, G, D]
     Tensor v;      // [capacity, G, D]
-    Tensor state;  // [1, H, Dq, D]
+    Tensor state;  // [1, H, Dq, D], of the wide dtype
   };
 
   std::vector<LayerCache> layers_;

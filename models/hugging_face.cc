@@ -13,6 +13,8 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/safetensors_folder.h"
+#include "runtime/ops/gpu.h"
+#include "runtime/ops/host_mirror.h"
 
 namespace evenkeel {
 namespace {
@@ -275,7 +277,7 @@ absl::Status ReadWeights(const std::string& folder, const ModelConfig& config,
 }
 
 absl::Status WriteHuggingFaceFolder(const std::string& folder, const Model& model,
-                                    StoredType type) {
+                                    ConstTensorView weights, StoredType type) {
   const std::string dtype_name = type == StoredType::kF64    ? "float64"
                                  : type == StoredType::kBF16 ? "bfloat16"
                                  : type == StoredType::kF16  ? "float16"
@@ -284,14 +286,20 @@ absl::Status WriteHuggingFaceFolder(const std::string& folder, const Model& mode
                                    ToHuggingFaceConfig(model.config(), dtype_name), /*sync=*/false)
                          .status());
   return WriteSafetensors(folder + "/model.safetensors",
-                          NamedTensors(model.layout(), model.weights().view(), type))
+                          NamedTensors(model.layout(), weights, type))
       .status();
 }
 
-absl::StatusOr<Model> LoadModel(const std::string& folder, DType dtype, MemoryTracker& tracker) {
+absl::StatusOr<Model> LoadModel(const OpContext& context, const std::string& folder,
+                                MemoryTracker& tracker) {
   EK_ASSIGN_OR_RETURN(const ModelConfig config, ReadHuggingFaceConfig(folder));
-  EK_ASSIGN_OR_RETURN(Model model, Model::Create(config, dtype, /*with_gradients=*/false, tracker));
-  EK_RETURN_IF_ERROR(ReadWeights(folder, config, model.layout(), model.weights().view()));
+  EK_ASSIGN_OR_RETURN(Model model,
+                      Model::Create(context, config, /*with_gradients=*/false, tracker));
+  EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context, model.weights()));
+  EK_RETURN_IF_ERROR(ReadWeights(folder, config, model.layout(), weights.view()));
+  EK_RETURN_IF_ERROR(weights.Upload(context));
+  model.UpdateCopy(context);
+  EK_RETURN_IF_ERROR(WaitForOps(context));
   return model;
 }
 

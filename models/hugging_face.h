@@ -30,15 +30,18 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder);
 std::vector<SafetensorsTensor> NamedTensors(const ParameterLayout& layout, ConstTensorView flat,
                                             StoredType type);
 
-// Reads all parameters from the folder's weights into `flat`. Missing, surplus and misshapen
-// tensors are errors that name file and tensor.
+// Reads all parameters from the folder's weights into `flat`, on the host. Missing, surplus and
+// misshapen tensors are errors that name file and tensor.
 absl::Status ReadWeights(const std::string& folder, const ModelConfig& config,
                          const ParameterLayout& layout, TensorView flat);
 
-// Writes config.json and model.safetensors into an existing folder.
-absl::Status WriteHuggingFaceFolder(const std::string& folder, const Model& model, StoredType type);
+// Writes config.json and model.safetensors into an existing folder. `weights` are the model's, on
+// the host.
+absl::Status WriteHuggingFaceFolder(const std::string& folder, const Model& model,
+                                    ConstTensorView weights, StoredType type);
 
-// Opens the folder's config and weights as a model without gradients.
-absl::StatusOr<Model> LoadModel(const std::string& folder, DType dtype, MemoryTracker& tracker);
+// Opens the folder's config and weights as a model without gradients on the context's device.
+absl::StatusOr<Model> LoadModel(const OpContext& context, const std::string& folder,
+                                MemoryTracker& tracker);
 
 }  // namespace evenkeel

@@ -1,6 +1,7 @@
 #include "models/model_shape.h"
 
 #include "models/block_spec.h"
+#include "models/model.h"
 #include "models/parameters.h"
 
 namespace evenkeel {
@@ -37,9 +38,21 @@ ModelShape ShapeOf(const ModelConfig& config) {
     }
     layer.widens_qk = spec.position == PositionKind::kLrpe;
     layer.gated = spec.gated;
+    layer.has_output_norm = spec.output_norm;
     shape.layers.push_back(layer);
   }
   return shape;
+}
+
+ComputeShape ComputeShapeOf(Device device, DType dtype, int64_t vocab_size) {
+  ComputeShape compute;
+  compute.element_bytes = SizeOf(dtype);
+  compute.wide_bytes = SizeOf(WideDType(dtype));
+  compute.has_copy = dtype != WideDType(dtype);
+  compute.token_chunk = TokenChunk(device);
+  compute.logits_rows = LogitsChunk(device, vocab_size);
+  compute.is_gpu = device == Device::kCuda;
+  return compute;
 }
 
 }  // namespace evenkeel

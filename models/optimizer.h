@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "models/model.h"
@@ -12,21 +13,21 @@ namespace evenkeel {
 class Optimizer {
  public:
   // Allocates the two moments, zero.
-  static absl::StatusOr<Optimizer> Create(const Model& model, const AdamWConfig& config,
-                                          MemoryTracker& tracker);
+  static absl::StatusOr<Optimizer> Create(const OpContext& context, const Model& model,
+                                          const AdamWConfig& config, MemoryTracker& tracker);
 
-  // Returns the norm of all gradients.
-  static double GradientNorm(const OpContext& context, const Model& model);
-
-  // Updates the weights from the gradients times `gradient_scale`, and clears the gradients. `step`
-  // counts updates from 1.
-  void Step(const OpContext& context, double lr, int64_t step, double gradient_scale, Model& model);
+  // Adds to sum_of_squares [1] (float64) that of all gradients, and updates the weights (and what
+  // ops read of them) from the gradients, clipped; where the sum is not finite they stay as they
+  // are. Clears the gradients.
+  void Update(const OpContext& context, const AdamWStepParams& step, Model& model,
+              TensorView sum_of_squares);
 
   Tensor& exp_avg() { return exp_avg_; }
   Tensor& exp_avg_sq() { return exp_avg_sq_; }
 
  private:
   AdamWConfig config_;
+  std::vector<AdamWRange> ranges_;
   Tensor exp_avg_;
   Tensor exp_avg_sq_;
 };

@@ -167,8 +167,8 @@ int64_t ParameterLayout::num_parameters() const {
 }
 
 template <typename View>
-ModelViews<View> ParameterLayout::MakeViews(View flat) const {
-  const ViewCutter<View> cut(specs_, flat);
+ModelViews<View> ParameterLayout::MakeViews(View flat, View exact) const {
+  const ViewCutter<View> cut(specs_, flat), cut_exact(specs_, exact);
   ModelViews<View> views;
   views.embedding = cut.One("model.embed_tokens.weight");
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
@@ -194,7 +194,7 @@ ModelViews<View> ParameterLayout::MakeViews(View flat) const {
     } else {
       if (config_.kind(layer) == LayerKind::kLightning) {
         block.in_proj = one("token_mixer.qkvu_proj.weight");
-        block.theta = one("token_mixer.lrpe.theta");
+        block.theta = cut_exact.One(prefix + "token_mixer.lrpe.theta");
         if (!block.theta.empty()) {
           block.theta = block.theta.Reshape({config_.num_heads, config_.head_size()});
         }
@@ -203,8 +203,8 @@ ModelViews<View> ParameterLayout::MakeViews(View flat) const {
                                "token_mixer.v_proj.weight"});
         block.in_proj_bias = stack(
             {"token_mixer.q_proj.bias", "token_mixer.k_proj.bias", "token_mixer.v_proj.bias"});
-        block.theta = one("token_mixer.urpe.theta");
-        block.reflection = one("token_mixer.urpe.reflection");
+        block.theta = cut_exact.One(prefix + "token_mixer.urpe.theta");
+        block.reflection = cut_exact.One(prefix + "token_mixer.urpe.reflection");
       }
       block.out_proj = one("token_mixer.out_proj.weight");
       block.out_proj_bias = one("token_mixer.out_proj.bias");
@@ -220,15 +220,16 @@ ModelViews<View> ParameterLayout::MakeViews(View flat) const {
   return views;
 }
 
-ModelViews<ConstTensorView> ParameterLayout::Views(ConstTensorView flat) const {
-  return MakeViews(flat);
+ModelViews<ConstTensorView> ParameterLayout::Views(ConstTensorView flat,
+                                                   ConstTensorView exact) const {
+  return MakeViews(flat, exact);
 }
 
 ModelViews<TensorView> ParameterLayout::Views(TensorView flat) const {
-  return MakeViews(flat);
+  return MakeViews(flat, flat);
 }
 
-void ParameterLayout::Initialize(const OpContext& context, uint64_t seed, TensorView flat) const {
+void ParameterLayout::Initialize(ThreadPool& pool, uint64_t seed, TensorView flat) const {
   DispatchFloat(flat.dtype, [&]<typename T>() {
     for (const ParameterSpec& spec : specs_) {
       T* out = flat.as<T>() + spec.offset;
@@ -243,7 +244,7 @@ void ParameterLayout::Initialize(const OpContext& context, uint64_t seed, Tensor
         }
         unit_scale = 1 / std::sqrt(sum);
       }
-      context.pool.ParallelFor(n, 1024, [&](int64_t begin, int64_t end) {
+      pool.ParallelFor(n, 1024, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const auto index = static_cast<uint64_t>(i);
           double value = 0;

@@ -77,16 +77,19 @@ class ParameterLayout {
   int64_t layer_begin(int64_t layer) const { return layer_begin_[static_cast<size_t>(layer)]; }
   int64_t layer_end(int64_t layer) const { return layer_begin_[static_cast<size_t>(layer) + 1]; }
 
-  // Cuts views out of a flat [num_elements] buffer.
-  ModelViews<ConstTensorView> Views(ConstTensorView flat) const;
+  // Cuts views out of a flat [num_elements] buffer. With `exact`, the same values unrounded, the
+  // parameters of position encodings are views of that: positions multiply their rounding errors.
+  ModelViews<ConstTensorView> Views(ConstTensorView flat, ConstTensorView exact) const;
+  ModelViews<ConstTensorView> Views(ConstTensorView flat) const { return Views(flat, flat); }
   ModelViews<TensorView> Views(TensorView flat) const;
 
-  // Fills a flat buffer with initial weights: a function of (seed, parameter name, element) alone.
-  void Initialize(const OpContext& context, uint64_t seed, TensorView flat) const;
+  // Fills a flat buffer of the host with initial weights: a function of (seed, parameter name,
+  // element) alone.
+  void Initialize(ThreadPool& pool, uint64_t seed, TensorView flat) const;
 
  private:
   template <typename View>
-  ModelViews<View> MakeViews(View flat) const;
+  ModelViews<View> MakeViews(View flat, View exact) const;
   void Add(std::string name, Shape shape, InitKind init, double init_std, bool decays);
   void AddLinear(const std::string& name, int64_t rows, int64_t columns, double init_std);
   void AddBlock(int64_t layer);

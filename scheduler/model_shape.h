@@ -17,8 +17,9 @@ struct LayerShape {
   int64_t intermediate_size = 0;
   int64_t copied_qk_width = 0;  // columns of q and k that core attention keeps apart, 0 if none
   bool has_lse = false;
-  bool widens_qk = false;  // gradients of q and k need memory of their own (LRPE)
-  bool gated = false;      // the output's norm is computed again for the gate's gradient
+  bool widens_qk = false;        // gradients of q and k need memory of their own (LRPE)
+  bool has_output_norm = false;  // what enters the output projection is not attention's output
+  bool gated = false;            // its norm is computed again for the gate's gradient
 };
 
 struct ModelShape {

@@ -2,6 +2,7 @@
 // cut, on the number of threads, or on which thread computes what.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,20 @@ void RunSoftmaxForward(const OpContext& context, absl::Span<const AttentionTask>
 template <Weighting kWeighting, typename T>
 void RunSoftmaxBackward(const OpContext& context, absl::Span<const AttentionTask> tasks,
                         const SoftmaxBackwardParams<T>& params);
+
+// Sets view [T_kv, G, size] to zero at the tasks' key rows.
+template <typename T>
+void ClearKeyRows(const OpContext& context, absl::Span<const AttentionTask> tasks,
+                  const TensorView& view) {
+  for (const AttentionTask& task : tasks) {
+    context.pool.ParallelFor(task.kv_len, 64, [&](int64_t begin, int64_t end) {
+      const HeadRows<T> rows = MutableRowsOf<T>(view);
+      for (int64_t row = task.kv_begin + begin; row < task.kv_begin + end; ++row) {
+        for (int64_t h = 0; h < view.dim(1); ++h) std::fill_n(rows.at(row, h), view.dim(2), T{0});
+      }
+    });
+  }
+}
 
 // Returns for each task how many waves of tasks must finish before it, so that tasks which share
 // key rows run one after the other, in the order of the list.

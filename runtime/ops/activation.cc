@@ -1,5 +1,6 @@
 #include "runtime/ops/activation.h"
 
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
@@ -85,9 +86,10 @@ void GatedForwardRow(const T* gate, const T* up, int64_t n, T* h) {
       gate, up);
 }
 
-// dgate and dup may be gate and up: a vector of both is read before either is written.
+// dgate and dup may be gate and up, and h (unless it is null) may be dh: a vector of all is read
+// before any is written.
 template <typename T, GatedUnit kUnit>
-void GatedBackwardRow(const T* gate, const T* up, const T* dh, int64_t n, T* dgate, T* dup) {
+void GatedBackwardRow(const T* gate, const T* up, const T* dh, int64_t n, T* dgate, T* dup, T* h) {
   for (int64_t i = 0; i < n; i += simd::kLanes<T>) {
     const Vec<T> g = LoadUpTo(gate + i, n - i), u = LoadUpTo(up + i, n - i);
     const Vec<T> d = LoadUpTo(dh + i, n - i);
@@ -95,9 +97,11 @@ void GatedBackwardRow(const T* gate, const T* up, const T* dh, int64_t n, T* dga
       const Vec<T> s = Sigmoid<T>(g), silu = g * s;
       StoreUpTo<T>(dgate + i, d * u * (s + silu * (T{1} - s)), n - i);
       StoreUpTo<T>(dup + i, d * silu, n - i);
+      if (h != nullptr) StoreUpTo<T>(h + i, silu * u, n - i);
     } else {
       StoreUpTo<T>(dgate + i, d * u, n - i);
       StoreUpTo<T>(dup + i, d * g, n - i);
+      if (h != nullptr) StoreUpTo<T>(h + i, g * u, n - i);
     }
   }
 }
@@ -116,14 +120,16 @@ void GatedForward(const OpContext& context, ConstTensorView pair, TensorView h) 
 
 template <typename T, GatedUnit kUnit>
 void GatedBackward(const OpContext& context, ConstTensorView pair, ConstTensorView dh,
-                   TensorView dpair) {
+                   TensorView dpair, TensorView h) {
   const auto in = row_loops::RowsOf<T>(pair);
   const auto d = row_loops::RowsOf<T>(dh);
   const auto out = row_loops::RowsOf<T>(dpair);
+  const auto again = h.empty() ? row_loops::Rows<T>() : row_loops::RowsOf<T>(h);
   const int64_t n = d.columns;
   context.pool.ParallelFor(d.count, row_loops::RowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      GatedBackwardRow<T, kUnit>(in[row], in[row] + n, d[row], n, out[row], out[row] + n);
+      GatedBackwardRow<T, kUnit>(in[row], in[row] + n, d[row], n, out[row], out[row] + n,
+                                 h.empty() ? nullptr : again[row]);
     }
   });
 }
@@ -132,6 +138,7 @@ void GatedBackward(const OpContext& context, ConstTensorView pair, ConstTensorVi
 
 void ActivationForward(const OpContext& context, Activation activation, ConstTensorView x,
                        TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, ActivationForward(context, activation, x, y))
   EK_CHECK(x.shape == y.shape) << x.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() {
     switch (activation) {
@@ -147,6 +154,7 @@ void ActivationForward(const OpContext& context, Activation activation, ConstTen
 
 void ActivationBackward(const OpContext& context, Activation activation, ConstTensorView x,
                         ConstTensorView dy, TensorView dx) {
+  EK_PASS_ON_TO_CUDA(context, ActivationBackward(context, activation, x, dy, dx))
   EK_CHECK(x.shape == dy.shape && x.shape == dx.shape)
       << x.shape.ToString() << " " << dy.shape.ToString() << " -> " << dx.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() {
@@ -163,6 +171,7 @@ void ActivationBackward(const OpContext& context, Activation activation, ConstTe
 
 void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
                       TensorView h) {
+  EK_PASS_ON_TO_CUDA(context, GatedUnitForward(context, unit, pair, h))
   EK_CHECK(pair.dim(0) == h.dim(0) && pair.dim(1) == 2 * h.dim(1))
       << pair.shape.ToString() << " -> " << h.shape.ToString();
   DispatchFloat(h.dtype, [&]<typename T>() {
@@ -176,15 +185,16 @@ void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView 
 }
 
 void GatedUnitBackward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
-                       ConstTensorView dh, TensorView dpair) {
+                       ConstTensorView dh, TensorView dpair, TensorView h) {
+  EK_PASS_ON_TO_CUDA(context, GatedUnitBackward(context, unit, pair, dh, dpair, h))
   EK_CHECK(pair.dim(0) == dh.dim(0) && pair.dim(1) == 2 * dh.dim(1) && dpair.shape == pair.shape)
       << pair.shape.ToString() << " " << dh.shape.ToString() << " -> " << dpair.shape.ToString();
   DispatchFloat(dh.dtype, [&]<typename T>() {
     switch (unit) {
       case GatedUnit::kSwiGlu:
-        return GatedBackward<T, GatedUnit::kSwiGlu>(context, pair, dh, dpair);
+        return GatedBackward<T, GatedUnit::kSwiGlu>(context, pair, dh, dpair, h);
       case GatedUnit::kSglu:
-        return GatedBackward<T, GatedUnit::kSglu>(context, pair, dh, dpair);
+        return GatedBackward<T, GatedUnit::kSglu>(context, pair, dh, dpair, h);
     }
   });
 }

@@ -18,8 +18,9 @@ void ActivationBackward(const OpContext& context, Activation activation, ConstTe
 // [0, F), up (or second) in [F, 2 F).
 // h [T, F]; h may not overlap pair.
 void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView pair, TensorView h);
-// dpair [T, 2 F]; may be pair itself (overwritten).
+// dpair [T, 2 F]; may be pair itself (overwritten). Unless it is empty, h [T, F] receives the
+// forward pass's output again; it may be dh.
 void GatedUnitBackward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
-                       ConstTensorView dh, TensorView dpair);
+                       ConstTensorView dh, TensorView dpair, TensorView h = TensorView());
 
 }  // namespace evenkeel

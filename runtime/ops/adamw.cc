@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "runtime/ops/cuda/cuda_ops.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
@@ -60,6 +62,29 @@ void AdamWStep(const OpContext& context, const AdamWConfig& config, double lr, i
         [&s](int64_t count, const T* g, T* w, T* m, T* v) { Update<T>(s, count, g, w, m, v); },
         gradient, weight, exp_avg, exp_avg_sq);
   });
+}
+
+void ClippedAdamW(const OpContext& context, const AdamWConfig& config, const AdamWStepParams& step,
+                  absl::Span<const AdamWRange> ranges, ConstTensorView sum_of_squares,
+                  const AdamWTensors& tensors) {
+  EK_CHECK(!ranges.empty() && ranges.front().begin == 0 && sum_of_squares.num_elements() == 1);
+  EK_PASS_ON_TO_CUDA(context, ClippedAdamW(context, config, step, ranges, sum_of_squares, tensors))
+  const double norm = std::sqrt(*sum_of_squares.as<double>());
+  if (std::isfinite(norm)) {
+    const double factor = step.clip_norm > 0 && norm > step.clip_norm ? step.clip_norm / norm : 1;
+    for (size_t i = 0; i < ranges.size(); ++i) {
+      const int64_t begin = ranges[i].begin;
+      const int64_t end =
+          i + 1 < ranges.size() ? ranges[i + 1].begin : tensors.weight.num_elements();
+      AdamWConfig of_range = config;
+      of_range.weight_decay = ranges[i].weight_decay;
+      AdamWStep(context, of_range, step.lr, step.step, factor, tensors.gradient.Rows(begin, end),
+                tensors.weight.Rows(begin, end), tensors.exp_avg.Rows(begin, end),
+                tensors.exp_avg_sq.Rows(begin, end));
+    }
+    if (!tensors.copy.empty()) Copy(context, tensors.weight, tensors.copy);
+  }
+  SetZero(context, tensors.gradient);
 }
 
 }  // namespace evenkeel

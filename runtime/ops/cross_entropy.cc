@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
@@ -95,29 +96,30 @@ double ForwardBackwardRow(T* z, int64_t n, int32_t target, double scale) {
 
 }  // namespace
 
-void CrossEntropyForwardBackward(const OpContext& context, absl::Span<const int32_t> targets,
-                                 double scale, TensorView logits, absl::Span<double> losses) {
-  EK_CHECK(logits.dim(0) == static_cast<int64_t>(targets.size()) && losses.size() == targets.size())
-      << logits.shape.ToString() << " " << targets.size() << " " << losses.size();
+void CrossEntropyForwardBackward(const OpContext& context, Indices targets, double scale,
+                                 TensorView logits, TensorView losses) {
+  EK_PASS_ON_TO_CUDA(context, CrossEntropyForwardBackward(context, targets, scale, logits, losses))
+  EK_CHECK(logits.dim(0) == targets.size() && losses.num_elements() == targets.size())
+      << logits.shape.ToString() << " " << targets.size() << " " << losses.shape.ToString();
   DispatchFloat(logits.dtype, [&]<typename T>() {
     const auto rows = row_loops::RowsOf<T>(logits);
+    double* loss = losses.as<double>();
     context.pool.ParallelForEach(rows.count, [&](int64_t t) {
-      const auto i = static_cast<size_t>(t);
-      losses[i] = ForwardBackwardRow<T>(rows[t], rows.columns, targets[i], scale);
+      loss[t] = ForwardBackwardRow<T>(rows[t], rows.columns, targets[t], scale);
     });
   });
 }
 
-void CrossEntropyForward(const OpContext& context, ConstTensorView logits,
-                         absl::Span<const int32_t> targets, absl::Span<double> losses) {
-  EK_CHECK(logits.dim(0) == static_cast<int64_t>(targets.size()) && losses.size() == targets.size())
-      << logits.shape.ToString() << " " << targets.size() << " " << losses.size();
+void CrossEntropyForward(const OpContext& context, ConstTensorView logits, Indices targets,
+                         TensorView losses) {
+  EK_PASS_ON_TO_CUDA(context, CrossEntropyForward(context, logits, targets, losses))
+  EK_CHECK(logits.dim(0) == targets.size() && losses.num_elements() == targets.size())
+      << logits.shape.ToString() << " " << targets.size() << " " << losses.shape.ToString();
   DispatchFloat(logits.dtype, [&]<typename T>() {
     const auto rows = row_loops::RowsOf<T>(logits);
-    context.pool.ParallelForEach(rows.count, [&](int64_t t) {
-      const auto i = static_cast<size_t>(t);
-      losses[i] = ForwardRow<T>(rows[t], rows.columns, targets[i]);
-    });
+    double* loss = losses.as<double>();
+    context.pool.ParallelForEach(
+        rows.count, [&](int64_t t) { loss[t] = ForwardRow<T>(rows[t], rows.columns, targets[t]); });
   });
 }
 

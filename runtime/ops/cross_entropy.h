@@ -5,19 +5,20 @@
 
 #include <cstdint>
 
-#include "absl/types/span.h"
 #include "runtime/base/token_target.h"
+#include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
 
-// logits [T, V]; targets [T], each in [0, V) or kIgnoredTarget; losses [T] (float64 whatever the
-// dtype). Replaces logits by their gradient. NaN logits give NaN losses.
-void CrossEntropyForwardBackward(const OpContext& context, absl::Span<const int32_t> targets,
-                                 double scale, TensorView logits, absl::Span<double> losses);
+// logits [T, V]; targets [T], each in [0, V) or kIgnoredTarget; losses [T], dense: float64
+// on the CPU whatever the dtype, float32 on a GPU. Replaces logits by their gradient. NaN logits
+// give NaN losses.
+void CrossEntropyForwardBackward(const OpContext& context, Indices targets, double scale,
+                                 TensorView logits, TensorView losses);
 
 // The losses alone; logits are only read.
-void CrossEntropyForward(const OpContext& context, ConstTensorView logits,
-                         absl::Span<const int32_t> targets, absl::Span<double> losses);
+void CrossEntropyForward(const OpContext& context, ConstTensorView logits, Indices targets,
+                         TensorView losses);
 
 }  // namespace evenkeel

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
@@ -35,6 +36,7 @@ double SquaresOf(const T* x, int64_t n) {
 }  // namespace
 
 void SetZero(const OpContext& context, TensorView x) {
+  EK_PASS_ON_TO_CUDA(context, SetZero(context, x))
   DispatchFloat(x.dtype, [&]<typename T>() {
     ForEachRun<T>(
         context.pool,
@@ -43,6 +45,7 @@ void SetZero(const OpContext& context, TensorView x) {
 }
 
 void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, Copy(context, x, y))
   DispatchFloat(x.dtype, [&]<typename T>() {
     ForEachRun<T>(
         context.pool,
@@ -106,6 +109,7 @@ void AddBias(const OpContext& context, ConstTensorView bias, TensorView x) {
 }
 
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias) {
+  EK_PASS_ON_TO_CUDA(context, BiasBackward(context, dy, dbias))
   DispatchFloat(dy.dtype, [&]<typename T>() {
     const auto rows = row_loops::RowsOf<T>(dy);
     EK_CHECK(dbias.num_elements() == rows.columns) << dbias.shape.ToString();
@@ -122,9 +126,18 @@ void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias
   });
 }
 
-double SumOfSquares(const OpContext& context, ConstTensorView x) {
+void AddSum(const OpContext& context, ConstTensorView x, TensorView sum) {
+  EK_PASS_ON_TO_CUDA(context, AddSum(context, x, sum))
+  const double* values = x.as<double>();
+  double total = 0;
+  for (int64_t i = 0; i < x.num_elements(); ++i) total += values[i];
+  *sum.as<double>() += total;
+}
+
+void AddSquares(const OpContext& context, ConstTensorView x, TensorView sum) {
+  EK_PASS_ON_TO_CUDA(context, AddSquares(context, x, sum))
   EK_CHECK(x.is_dense()) << x.shape.ToString();
-  return DispatchFloat(x.dtype, [&]<typename T>() {
+  DispatchFloat(x.dtype, [&]<typename T>() {
     constexpr int64_t kBlock = 16384;
     const T* data = x.as<T>();
     const int64_t n = x.num_elements(), blocks = (n + kBlock - 1) / kBlock;
@@ -138,7 +151,7 @@ double SumOfSquares(const OpContext& context, ConstTensorView x) {
     });
     double total = 0;
     for (int64_t block = 0; block < blocks; ++block) total += partials[block];
-    return total;
+    *sum.as<double>() += total;
   });
 }
 

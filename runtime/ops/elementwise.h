@@ -7,8 +7,11 @@
 
 namespace evenkeel {
 
+// Also on a GPU: SetZero, Copy, BiasBackward, AddSum, AddSquares. The others are what ops on the
+// CPU are made of.
+
 void SetZero(const OpContext& context, TensorView x);
-// y = x
+// y = x; any dtype on a GPU.
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
 // y = a + b; y may be a or b.
 void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
@@ -22,8 +25,9 @@ void AddBias(const OpContext& context, ConstTensorView bias, TensorView x);
 // dbias [C] += sum of the rows of dy [T, C], in an order that depends on the shape alone.
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);
 
-// Returns the sum of squares of a dense x, added up in float64 in an order that depends on the size
-// alone.
-double SumOfSquares(const OpContext& context, ConstTensorView x);
+// sum [1] (float64) += the sum of x, or of its squares, added up in float64 in an order that
+// depends on the size alone. x is dense; AddSum takes losses as cross_entropy.h makes them.
+void AddSum(const OpContext& context, ConstTensorView x, TensorView sum);
+void AddSquares(const OpContext& context, ConstTensorView x, TensorView sum);
 
 }  // namespace evenkeel

@@ -1,33 +1,35 @@
 #include "runtime/ops/embedding.h"
 
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
 
 using simd::Vec;
 
-void EmbeddingForward(const OpContext& context, ConstTensorView table,
-                      absl::Span<const int32_t> tokens, double scale, TensorView y) {
-  EK_CHECK(y.dim(0) == static_cast<int64_t>(tokens.size()) && y.dim(1) == table.dim(1))
+void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices tokens, double scale,
+                      TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, EmbeddingForward(context, table, tokens, scale, y))
+  EK_CHECK(y.dim(0) == tokens.size() && y.dim(1) == table.dim(1))
       << tokens.size() << " of " << table.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(y.dtype, [&]<typename T>() {
     const auto weights = row_loops::RowsOf<T>(table);
     const auto out = row_loops::RowsOf<T>(y);
     const T factor = static_cast<T>(scale);
-    context.pool.ParallelFor(out.count, row_loops::RowGrain(out.columns),
-                             [&](int64_t begin, int64_t end) {
-                               for (int64_t t = begin; t < end; ++t) {
-                                 row_loops::Map<T>(
-                                     out.columns, out[t], [factor](Vec<T> v) { return v * factor; },
-                                     weights[tokens[static_cast<size_t>(t)]]);
-                               }
-                             });
+    context.pool.ParallelFor(
+        out.count, row_loops::RowGrain(out.columns), [&](int64_t begin, int64_t end) {
+          for (int64_t t = begin; t < end; ++t) {
+            row_loops::Map<T>(
+                out.columns, out[t], [factor](Vec<T> v) { return v * factor; }, weights[tokens[t]]);
+          }
+        });
   });
 }
 
-void EmbeddingBackward(const OpContext& context, absl::Span<const int32_t> tokens, double scale,
-                       ConstTensorView dy, TensorView dtable) {
-  EK_CHECK(dy.dim(0) == static_cast<int64_t>(tokens.size()) && dy.dim(1) == dtable.dim(1))
+void EmbeddingBackward(const OpContext& context, Indices tokens, double scale, ConstTensorView dy,
+                       TensorView dtable) {
+  EK_PASS_ON_TO_CUDA(context, EmbeddingBackward(context, tokens, scale, dy, dtable))
+  EK_CHECK(dy.dim(0) == tokens.size() && dy.dim(1) == dtable.dim(1))
       << tokens.size() << " of " << dy.shape.ToString() << " -> " << dtable.shape.ToString();
   DispatchFloat(dy.dtype, [&]<typename T>() {
     const auto d = row_loops::RowsOf<T>(dy);
@@ -38,7 +40,7 @@ void EmbeddingBackward(const OpContext& context, absl::Span<const int32_t> token
     constexpr int64_t kGrain = 32;
     context.pool.ParallelFor(d.columns, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < d.count; ++t) {
-        T* out = gradient[tokens[static_cast<size_t>(t)]] + begin;
+        T* out = gradient[tokens[t]] + begin;
         row_loops::Map<T>(
             end - begin, out, [factor](Vec<T> v, Vec<T> w) { return v + w * factor; }, out,
             d[t] + begin);

@@ -3,18 +3,18 @@
 
 #include <cstdint>
 
-#include "absl/types/span.h"
+#include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
 
 // y [T, C] = scale * table[tokens[t]]; table [V, C]; every token is in [0, V) (checked where the
 // tokens enter the program, not here).
-void EmbeddingForward(const OpContext& context, ConstTensorView table,
-                      absl::Span<const int32_t> tokens, double scale, TensorView y);
+void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices tokens, double scale,
+                      TensorView y);
 
 // dtable[tokens[t]] += scale * dy[t], for t in ascending order within each token.
-void EmbeddingBackward(const OpContext& context, absl::Span<const int32_t> tokens, double scale,
-                       ConstTensorView dy, TensorView dtable);
+void EmbeddingBackward(const OpContext& context, Indices tokens, double scale, ConstTensorView dy,
+                       TensorView dtable);
 
 }  // namespace evenkeel

@@ -2,6 +2,8 @@
 #include <array>
 #include <cmath>
 
+#include "runtime/ops/activation.h"
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/position.h"
 #include "runtime/ops/row_loops.h"
 
@@ -166,6 +168,27 @@ void LrpeBackward(const OpContext& context, ConstTensorView x, ConstTensorView t
         },
         dtheta.as<T>());
   });
+}
+
+void ActivatedLrpeForward(const OpContext& context, Activation activation, ConstTensorView x,
+                          ConstTensorView theta, Positions positions, TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, ActivatedLrpeForward(context, activation, x, theta, positions, y))
+  const ArenaScope scope(context.arena);
+  TensorView activated = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
+  ActivationForward(context, activation, x, activated);
+  LrpeForward(context, activated, theta, positions.host, y);
+}
+
+void ActivatedLrpeBackward(const OpContext& context, Activation activation, ConstTensorView x,
+                           ConstTensorView theta, Positions positions, ConstTensorView dy,
+                           TensorView dx, TensorView dtheta) {
+  EK_PASS_ON_TO_CUDA(
+      context, ActivatedLrpeBackward(context, activation, x, theta, positions, dy, dx, dtheta))
+  const ArenaScope scope(context.arena);
+  TensorView activated = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
+  ActivationForward(context, activation, x, activated);
+  LrpeBackward(context, activated, theta, positions.host, dy, dx, dtheta);
+  ActivationBackward(context, activation, x, dx, dx);
 }
 
 }  // namespace evenkeel

@@ -6,6 +6,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "runtime/ops/cuda/cuda_ops.h"
+#include "runtime/ops/elementwise.h"
+
 namespace evenkeel {
 namespace {
 
@@ -134,6 +137,7 @@ void MatMulOf(const OpContext& context, ConstTensorView a, bool transpose_a, Con
 
 void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, double beta, TensorView c) {
+  EK_PASS_ON_TO_CUDA(context, MatMul(context, a, transpose_a, b, transpose_b, beta, c))
   // The pool's threads call OpenBLAS side by side; its own threads would only fight over the cores.
   static const bool is_single_threaded = [] {
     openblas_set_num_threads(1);
@@ -150,6 +154,14 @@ void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, 
         << view.shape.ToString();
   }
   DispatchFloat(c.dtype, [&]<typename T>() { MatMulOf<T>(context, a, ta, b, tb, beta, c); });
+}
+
+void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
+                   ConstTensorView bias, ConstTensorView residual, TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, LinearForward(context, x, w, bias, residual, y))
+  if (!residual.empty() && residual.data != y.data) Copy(context, residual, y);
+  MatMul(context, x, Transpose::kNo, w, Transpose::kYes, residual.empty() ? 0 : 1, y);
+  if (!bias.empty()) AddBias(context, bias, y);
 }
 
 std::string DescribeBlas() {

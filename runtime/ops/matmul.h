@@ -1,4 +1,4 @@
-// Matrix products, by OpenBLAS on the CPU.
+// Matrix products, by OpenBLAS on the CPU and cuBLASLt on a GPU.
 #pragma once
 
 #include <string>
@@ -10,7 +10,8 @@ namespace evenkeel {
 enum class Transpose : bool { kNo, kYes };
 
 // c = op(a) op(b) + beta c, with op(a) [M, K], op(b) [K, N], c [M, N]. Views of rank 2; rows may be
-// strided. An op of a transposed view means the stored matrix is [K, M] (or [N, K]).
+// strided. An op of a transposed view means the stored matrix is [K, M] (or [N, K]). On a GPU a and
+// b are bf16, c is bf16 or float32.
 void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, double beta, TensorView c);
 
@@ -19,16 +20,21 @@ void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, 
 // processor).
 std::string DescribeBlas();
 
-// y [T, N] = x [T, K] w^T, w [N, K] as torch.nn.Linear stores it; adds to y if `accumulate`.
+// y [T, N] = x [T, K] w^T + bias + residual, w [N, K] as torch.nn.Linear stores it; bias [N] and
+// residual [T, N] may be empty, and y may be residual.
+void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
+                   ConstTensorView bias, ConstTensorView residual, TensorView y);
+
+// y [T, N] = x [T, K] w^T
 inline void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
-                          TensorView y, bool accumulate = false) {
-  MatMul(context, x, Transpose::kNo, w, Transpose::kYes, accumulate ? 1 : 0, y);
+                          TensorView y) {
+  LinearForward(context, x, w, ConstTensorView(), ConstTensorView(), y);
 }
 
-// dx [T, K] = dy [T, N] w; adds to dx if `accumulate`.
+// dx [T, K] = dy [T, N] w
 inline void LinearBackwardInput(const OpContext& context, ConstTensorView dy, ConstTensorView w,
-                                TensorView dx, bool accumulate = false) {
-  MatMul(context, dy, Transpose::kNo, w, Transpose::kNo, accumulate ? 1 : 0, dx);
+                                TensorView dx) {
+  MatMul(context, dy, Transpose::kNo, w, Transpose::kNo, 0, dx);
 }
 
 // dw [N, K] += dy [T, N]^T x [T, K].

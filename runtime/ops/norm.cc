@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "runtime/ops/cuda/cuda_ops.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/row_loops.h"
 
 namespace evenkeel {
@@ -104,6 +106,7 @@ void Backward(const OpContext& context, ConstTensorView x, ConstTensorView gain,
 
 void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                     TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, RmsNormForward(context, x, gain, eps, y))
   EK_CHECK(y.shape == x.shape && (gain.empty() || gain.num_elements() == x.dim(x.rank() - 1)))
       << x.shape.ToString() << " " << gain.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() { Forward<T>(context, x, gain, eps, y); });
@@ -111,6 +114,7 @@ void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView
 
 void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                      ConstTensorView dy, TensorView dx, bool accumulate, TensorView dgain) {
+  EK_PASS_ON_TO_CUDA(context, RmsNormBackward(context, x, gain, eps, dy, dx, accumulate, dgain))
   EK_CHECK(dy.shape == x.shape && dx.shape == x.shape && dgain.empty() == gain.empty() &&
            dgain.shape == gain.shape)
       << x.shape.ToString() << " " << gain.shape.ToString() << " " << dy.shape.ToString() << " "
@@ -118,6 +122,26 @@ void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorVie
   DispatchFloat(x.dtype, [&]<typename T>() {
     Backward<T>(context, x, gain, eps, dy, dx, accumulate, dgain);
   });
+}
+
+void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                         double eps, TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, GatedRmsNormForward(context, x, gate, eps, y))
+  const ArenaScope scope(context.arena);
+  TensorView normed = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
+  RmsNormForward(context, x, ConstTensorView(), eps, normed);
+  Multiply(context, normed, gate, y);
+}
+
+void GatedRmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                          double eps, ConstTensorView dy, TensorView dx, TensorView dgate) {
+  EK_PASS_ON_TO_CUDA(context, GatedRmsNormBackward(context, x, gate, eps, dy, dx, dgate))
+  const ArenaScope scope(context.arena);
+  TensorView normed = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
+  RmsNormForward(context, x, ConstTensorView(), eps, normed);
+  Multiply(context, dy, normed, dgate);
+  Multiply(context, dy, gate, dx);
+  RmsNormBackward(context, x, ConstTensorView(), eps, dx, dx, /*accumulate=*/false, TensorView());
 }
 
 }  // namespace evenkeel

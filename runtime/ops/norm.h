@@ -18,4 +18,12 @@ void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView
 void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                      ConstTensorView dy, TensorView dx, bool accumulate, TensorView dgain);
 
+// y = x r gate, the output norm and gate of TransNormerLLM. x, gate, y [T, C]; y may be x or gate.
+void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                         double eps, TensorView y);
+
+// dx = the norm's backward pass of dy gate; dgate = dy x r. dx may be dy; dgate may be neither.
+void GatedRmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                          double eps, ConstTensorView dy, TensorView dx, TensorView dgate);
+
 }  // namespace evenkeel

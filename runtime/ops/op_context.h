@@ -7,13 +7,22 @@
 
 namespace evenkeel {
 
-// Ops run on the calling thread and the pool's; when an op returns, its result is complete. Scratch
-// memory comes from `arena` and is given back before the op returns. An op's result does not depend
-// on the number of threads.
+struct CudaOps;
+
+// On the CPU ops run on the calling thread and the pool's, and when one returns, its result is
+// complete. On a GPU (`cuda` is not null) they enqueue their work on its compute stream and return:
+// results are there for what is enqueued later, and for the host after CudaDevice::Synchronize(),
+// which also tells what failed. Scratch memory comes from `arena` and is given back before the op
+// returns. An op's result does not depend on the number of threads.
 struct OpContext {
   ThreadPool& pool;
   Arena& arena;
-  DType dtype = DType::kF32;  // of activations, weights and gradients
+  DType dtype = DType::kF32;  // of activations and of the weights that ops multiply with
+  CudaOps* cuda = nullptr;
+
+  Device device() const { return cuda == nullptr ? Device::kCpu : Device::kCuda; }
+  // Of statistics (lse, states, tables of angles) and of gradients of weights: float32 beside bf16.
+  DType wide_dtype() const { return WideDType(dtype); }
 };
 
 }  // namespace evenkeel

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "runtime/ops/activation_kind.h"
+#include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
@@ -33,7 +35,7 @@ std::vector<double> RopeInverseFrequencies(const RopeConfig& config, int64_t hea
 double RopeAttentionFactor(const RopeConfig& config);
 
 // Fills cos and sin [T, D/2] with attention_factor * cos/sin(position[t] * inverse_frequency[j]).
-void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
+void RopeTable(const OpContext& context, Positions positions,
                absl::Span<const double> inverse_frequencies, double attention_factor,
                TensorView cos, TensorView sin);
 
@@ -43,12 +45,20 @@ void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
 void ApplyRope(const OpContext& context, ConstTensorView cos, ConstTensorView sin, bool inverse,
                TensorView x);
 
-// LRPE: y[t,h] = concat(x cos(theta_h p_t), x sin(theta_h p_t)).
-// x [T, H, D], theta [H, D], positions [T], y [T, H, 2 D].
-void LrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
-                 absl::Span<const int64_t> positions, TensorView y);
+// LRPE of an activated input, a = f(x): y[t,h] = concat(a cos(theta_h p_t), a sin(theta_h p_t)).
+// x [T, H, D], theta [H, D] (of the context's wide dtype), positions [T], y [T, H, 2 D].
+void ActivatedLrpeForward(const OpContext& context, Activation activation, ConstTensorView x,
+                          ConstTensorView theta, Positions positions, TensorView y);
 
 // dx [T, H, D] = gradient; dtheta [H, D] += gradient, in an order that depends on the shape alone.
+void ActivatedLrpeBackward(const OpContext& context, Activation activation, ConstTensorView x,
+                           ConstTensorView theta, Positions positions, ConstTensorView dy,
+                           TensorView dx, TensorView dtheta);
+
+// The same without the activation, on the CPU alone: y[t,h] = concat(x cos(theta_h p_t), x
+// sin(theta_h p_t)).
+void LrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
+                 absl::Span<const int64_t> positions, TensorView y);
 void LrpeBackward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
                   absl::Span<const int64_t> positions, ConstTensorView dy, TensorView dx,
                   TensorView dtheta);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/position.h"
 #include "runtime/ops/row_loops.h"
 
@@ -94,12 +95,13 @@ double RopeAttentionFactor(const RopeConfig& config) {
   return config.factor <= 1 ? 1 : 0.1 * std::log(config.factor) + 1;
 }
 
-void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
+void RopeTable(const OpContext& context, Positions positions,
                absl::Span<const double> inverse_frequencies, double attention_factor,
                TensorView cos, TensorView sin) {
+  EK_PASS_ON_TO_CUDA(context,
+                     RopeTable(context, positions, inverse_frequencies, attention_factor, cos, sin))
   const auto half = static_cast<int64_t>(inverse_frequencies.size());
-  EK_CHECK(cos.shape == sin.shape && cos.dim(0) == static_cast<int64_t>(positions.size()) &&
-           cos.dim(1) == half)
+  EK_CHECK(cos.shape == sin.shape && cos.dim(0) == positions.size() && cos.dim(1) == half)
       << positions.size() << " x " << half << " -> " << cos.shape.ToString();
   DispatchFloat(cos.dtype, [&]<typename T>() {
     const auto cos_rows = row_loops::RowsOf<T>(cos);
@@ -107,7 +109,7 @@ void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
     constexpr int64_t kGrain = 8;  // tokens; a sine costs tens of nanoseconds
     context.pool.ParallelFor(cos_rows.count, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        const double position = static_cast<double>(positions[static_cast<size_t>(t)]);
+        const double position = static_cast<double>(positions[t]);
         T* c = cos_rows[t];
         T* s = sin_rows[t];
         for (int64_t j = 0; j < half; ++j) {
@@ -122,6 +124,7 @@ void RopeTable(const OpContext& context, absl::Span<const int64_t> positions,
 
 void ApplyRope(const OpContext& context, ConstTensorView cos, ConstTensorView sin, bool inverse,
                TensorView x) {
+  EK_PASS_ON_TO_CUDA(context, ApplyRope(context, cos, sin, inverse, x))
   EK_CHECK(x.rank() == 3 && cos.shape == sin.shape && cos.dim(0) == x.dim(0) &&
            2 * cos.dim(1) == x.dim(2))
       << x.shape.ToString() << " by " << cos.shape.ToString();

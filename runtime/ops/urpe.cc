@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "runtime/ops/cuda/cuda_ops.h"
+
 namespace evenkeel {
 namespace {
 
@@ -18,14 +20,15 @@ void Reflect(const T* u, int64_t size, T* x) {
 }  // namespace
 
 void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
-                 ConstTensorView reflection, absl::Span<const int64_t> positions, TensorView y) {
+                 ConstTensorView reflection, Positions positions, TensorView y) {
+  EK_PASS_ON_TO_CUDA(context, UrpeForward(context, x, theta, reflection, positions, y))
   DispatchFloat(x.dtype, [&]<typename T>() {
     const int64_t heads = x.dim(1), size = x.dim(2);
     const T* angles = theta.as<T>();
     const T* u = reflection.as<T>();
     context.pool.ParallelFor(x.dim(0), 16, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        const double position = static_cast<double>(positions[static_cast<size_t>(t)]);
+        const double position = static_cast<double>(positions[t]);
         for (int64_t h = 0; h < heads; ++h) {
           const T* in = x.as<T>() + t * x.stride(0) + h * x.stride(1);
           T* out = y.as<T>() + t * y.stride(0) + h * y.stride(1);
@@ -45,8 +48,10 @@ void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView th
 }
 
 void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView theta,
-                  ConstTensorView reflection, absl::Span<const int64_t> positions,
-                  ConstTensorView dy, TensorView dx, TensorView dtheta) {
+                  ConstTensorView reflection, Positions positions, ConstTensorView dy,
+                  TensorView dx, TensorView dtheta) {
+  EK_PASS_ON_TO_CUDA(context,
+                     UrpeBackward(context, y, theta, reflection, positions, dy, dx, dtheta))
   DispatchFloat(y.dtype, [&]<typename T>() {
     const int64_t tokens = y.dim(0), heads = y.dim(1), size = y.dim(2);
     const T* angles = theta.as<T>();
@@ -59,7 +64,7 @@ void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView t
     context.pool.ParallelForEach(blocks, [&](int64_t block) {
       double* sum = sums.data() + block * (size / 2);
       for (int64_t t = block * kRows; t < std::min(tokens, (block + 1) * kRows); ++t) {
-        const double position = static_cast<double>(positions[static_cast<size_t>(t)]);
+        const double position = static_cast<double>(positions[t]);
         for (int64_t h = 0; h < heads; ++h) {
           const T* out = y.as<T>() + t * y.stride(0) + h * y.stride(1);
           const T* grad = dy.as<T>() + t * dy.stride(0) + h * dy.stride(1);

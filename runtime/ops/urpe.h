@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "absl/types/span.h"
+#include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
@@ -15,12 +15,12 @@ namespace evenkeel {
 // x, y [T, H, D], D even; theta [D / 2]; reflection u [D], a unit vector; positions [T]. y may be
 // x.
 void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
-                 ConstTensorView reflection, absl::Span<const int64_t> positions, TensorView y);
+                 ConstTensorView reflection, Positions positions, TensorView y);
 
 // y is the forward pass's output. dx [T, H, D] = gradient (may be dy); dtheta [D / 2] += gradient,
 // in an order that depends on the shape alone. The reflection is not trained.
 void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView theta,
-                  ConstTensorView reflection, absl::Span<const int64_t> positions,
-                  ConstTensorView dy, TensorView dx, TensorView dtheta);
+                  ConstTensorView reflection, Positions positions, ConstTensorView dy,
+                  TensorView dx, TensorView dtheta);
 
 }  // namespace evenkeel

@@ -4,16 +4,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/device/device_memory.h"
 #include "runtime/tensor/memory_tracker.h"
 #include "runtime/tensor/tensor_view.h"
 
 namespace evenkeel {
 
-// Reserves address space at creation; pages are committed as they are first touched, and stay.
-// Not thread-safe. The tracker must outlive it.
+// Reserves address space at creation; memory is added as it is first needed, and stays, on the host
+// and on a GPU alike. On a GPU a released part may be handed out again while kernels still use it:
+// all users of an arena enqueue on one stream. Not thread-safe. The tracker must outlive it.
 class Arena {
  public:
   // A position to release back to.
@@ -24,6 +27,9 @@ class Arena {
 
   // `capacity_bytes` bounds what can be in use at once; it costs address space, not memory.
   static absl::StatusOr<Arena> Create(int64_t capacity_bytes, MemoryTracker& tracker);
+  // The same in the memory of a GPU, which must outlive the arena.
+  static absl::StatusOr<Arena> CreateOnGpu(CudaDevice& gpu, int64_t capacity_bytes,
+                                           MemoryTracker& tracker);
 
   Arena(Arena&& other) noexcept;
   Arena& operator=(Arena&&) = delete;
@@ -31,8 +37,9 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena();
 
-  // Returns an uninitialised, 64-byte aligned tensor. Exhaustion ends the process with
-  // ExitCode::kOutOfMemory and a memory report: a run is checked against its plan before it starts.
+  // Returns an uninitialised tensor, aligned to 64 bytes (256 on a GPU). Exhaustion ends the
+  // process with ExitCode::kOutOfMemory and a memory report: a run is checked against its plan
+  // before it starts.
   TensorView Allocate(DType dtype, Shape shape, MemoryPurpose purpose);
 
   // The same, filled with zeros.
@@ -43,6 +50,7 @@ class Arena {
   void Release(const Mark& mark);
 
   int64_t bytes_in_use() const { return offset_; }
+  Device device() const { return gpu_ == nullptr ? Device::kCpu : Device::kCuda; }
 
  private:
   struct Block {
@@ -56,6 +64,8 @@ class Arena {
   char* base_ = nullptr;
   int64_t capacity_ = 0;
   int64_t offset_ = 0;
+  CudaDevice* gpu_ = nullptr;           // null: host memory, mapped by this object
+  std::shared_ptr<DeviceRange> range_;  // on a GPU: the memory
   std::vector<Block> blocks_;
   MemoryTracker* tracker_ = nullptr;
 };

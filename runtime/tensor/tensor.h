@@ -8,13 +8,14 @@
 
 namespace evenkeel {
 
-// Owns a dense, zero-initialised, 64-byte aligned host tensor. Movable, not copyable: copies are
-// calls that say so. A default tensor is empty. The tracker must outlive it.
+// Owns a dense, zero-initialised tensor, aligned to 64 bytes, in host memory or in that of the
+// current GPU. Movable, not copyable: copies are calls that say so. A default tensor is empty. The
+// tracker must outlive it.
 class Tensor {
  public:
   // Fails with kResourceExhausted, naming purpose and size, if the memory is not to be had.
   static absl::StatusOr<Tensor> Create(DType dtype, Shape shape, MemoryPurpose purpose,
-                                       MemoryTracker& tracker);
+                                       MemoryTracker& tracker, Device device = Device::kCpu);
 
   Tensor() = default;
   Tensor(Tensor&& other) noexcept { Swap(other); }

@@ -31,6 +31,11 @@ inline int64_t SizeOf(DType dtype) {
   return 0;
 }
 
+// Of statistics and sums beside values of `dtype`: float32 beside bf16, else the same.
+inline DType WideDType(DType dtype) {
+  return dtype == DType::kBF16 ? DType::kF32 : dtype;
+}
+
 template <typename T>
 struct DTypeOf;
 template <>

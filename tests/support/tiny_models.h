@@ -1,12 +1,14 @@
 // Small models of every kind, and packed batches for them, for tests.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "models/model.h"
+#include "models/optimizer.h"
 #include "runtime/base/philox.h"
 
 namespace evenkeel::testing_support {
@@ -101,11 +103,10 @@ inline PackedBatch RandomBatch(const std::vector<int64_t>& lengths, int64_t voca
 // gradient is zero by symmetry.
 inline std::unique_ptr<Model> MakeModel(TestRuntime& runtime, const ModelConfig& config,
                                         uint64_t seed = 1) {
-  auto created =
-      Model::Create(config, runtime.context.dtype, /*with_gradients=*/true, runtime.tracker);
+  auto created = Model::Create(runtime.context, config, /*with_gradients=*/true, runtime.tracker);
   EXPECT_TRUE(created.ok()) << created.status();
   auto model = std::make_unique<Model>(*std::move(created));
-  model->layout().Initialize(runtime.context, seed, model->weights().view());
+  model->layout().Initialize(runtime.pool, seed, model->weights().view());
   DispatchFloat(runtime.context.dtype, [&]<typename T>() {
     T* weights = model->weights().view().template as<T>();
     for (const ParameterSpec& spec : model->layout().specs()) {
@@ -120,5 +121,23 @@ inline std::unique_ptr<Model> MakeModel(TestRuntime& runtime, const ModelConfig&
 }
 
 inline void IgnoreRanges(int64_t, int64_t) {}
+
+// Model::ForwardBackward on the CPU; returns the sum of the losses.
+inline double ForwardBackward(TestRuntime& runtime, Model& model, const PackedBatch& batch,
+                              double scale, Recompute recompute = Recompute::kNone,
+                              const GradientSink& sink = IgnoreRanges) {
+  double loss_sum = 0;
+  model.ForwardBackward(runtime.context, batch, scale, recompute, sink,
+                        TensorView(&loss_sum, DType::kF64, {1}));
+  return loss_sum;
+}
+
+// Optimizer::Update on the CPU; returns the norm of the gradient.
+inline double Update(TestRuntime& runtime, Optimizer& optimizer, const AdamWStepParams& step,
+                     Model& model) {
+  double squares = 0;
+  optimizer.Update(runtime.context, step, model, TensorView(&squares, DType::kF64, {1}));
+  return std::sqrt(squares);
+}
 
 }  // namespace evenkeel::testing_support

@@ -36,7 +36,7 @@ __device__ __forceinline__ int64_t RangeOf(const AdamWParams& p, int64_t i) {
 }
 
 __device__ __forceinline__ float DecayOf(const AdamWParams& p, int64_t range) {
-  return static_cast<float>(1.0 - p.lr * static_cast<double>(p.ranges[range].weight_decay));
+  return static_cast<float>(1.0 - p.lr * p.ranges[range].weight_decay);
 }
 
 __device__ __forceinline__ void Update(const StepScalars& s, float decay, float g, float& w,

@@ -6,13 +6,9 @@
 
 #include <cstdint>
 
-namespace evenkeel {
+#include "runtime/ops/adamw_range.h"
 
-// Elements from `begin` up to the next range's begin decay by `weight_decay`.
-struct AdamWRange {
-  int64_t begin = 0;
-  float weight_decay = 0.0f;
-};
+namespace evenkeel {
 
 struct AdamWParams {
   int64_t n = 0;

@@ -33,12 +33,12 @@ TEST_F(ResumeOverRanks, GivesEveryRankTheSameBits) {
   SmallRun saved(1);
   saved.Train(3);
   if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(*store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
+    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
   }
   SmallRun run(static_cast<uint64_t>(10 + comm_.rank()));
   const TrainingProgress expected = run.progress;
-  const auto found =
-      RestoreTraining(comm_, store(), true, expected, &run.progress, *run.model, run.optimizer);
+  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, expected,
+                                     &run.progress, *run.model, run.optimizer);
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_TRUE(*found);
   EXPECT_EQ(run.Bytes(), saved.Bytes());
@@ -50,8 +50,8 @@ TEST_F(ResumeOverRanks, GivesEveryRankTheSameBits) {
 
 TEST_F(ResumeOverRanks, WithoutACheckpointEveryRankStartsAnew) {
   SmallRun run(1);
-  const auto found =
-      RestoreTraining(comm_, store(), true, run.progress, &run.progress, *run.model, run.optimizer);
+  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, run.progress,
+                                     &run.progress, *run.model, run.optimizer);
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_FALSE(*found);
   EXPECT_EQ(run.progress.step, 0);
@@ -61,13 +61,13 @@ TEST_F(ResumeOverRanks, EveryRankHearsOfAnError) {
   SmallRun saved(1);
   saved.Train(1);
   if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(*store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
+    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
   }
   SmallRun run(2);
   TrainingProgress expected = run.progress;
   expected.seed = 4;
-  const auto found =
-      RestoreTraining(comm_, store(), true, expected, &run.progress, *run.model, run.optimizer);
+  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, expected,
+                                     &run.progress, *run.model, run.optimizer);
   ASSERT_FALSE(found.ok());
   EXPECT_EQ(ExitCodeOf(found.status()), ExitCode::kCheckpoint);
   EXPECT_THAT(std::string(found.status().message()),

@@ -27,13 +27,17 @@ int64_t Total(const RunConfig& config, int64_t micro_batch, Recompute recompute)
   return PlanRankMemory(config, micro_batch, recompute).total();
 }
 
+MemoryBudget Host(int ranks, int64_t bytes) {
+  return {bytes, ranks, "host"};
+}
+
 TEST(CheckFits, AllowsWhatJustFits) {
   const RunConfig config = SmallRun();
   const int64_t need = Total(config, 4, Recompute::kNone);
-  EXPECT_TRUE(CheckFits(config, 1, need).ok());
-  EXPECT_FALSE(CheckFits(config, 1, need - 1).ok());
-  EXPECT_TRUE(CheckFits(config, 3, 3 * need).ok());
-  EXPECT_FALSE(CheckFits(config, 4, 3 * need).ok());
+  EXPECT_TRUE(CheckFits(config, Host(1, need)).ok());
+  EXPECT_FALSE(CheckFits(config, Host(1, need - 1)).ok());
+  EXPECT_TRUE(CheckFits(config, Host(3, 3 * need)).ok());
+  EXPECT_FALSE(CheckFits(config, Host(4, 3 * need)).ok());
 }
 
 TEST(CheckFits, PlansForTheMicroBatchThatIsReallyRun) {
@@ -58,7 +62,7 @@ TEST(CheckFits, NamesTheNearestRemedy) {
        ": start fewer ranks a host, or lower data.sequence_length"},
   };
   for (const auto& c : cases) {
-    const absl::Status status = CheckFits(config, 1, c.host_bytes);
+    const absl::Status status = CheckFits(config, Host(1, c.host_bytes));
     EXPECT_THAT(std::string(status.message()), ::testing::EndsWith(c.remedy));
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kOutOfMemory);
   }
@@ -67,13 +71,14 @@ TEST(CheckFits, NamesTheNearestRemedy) {
 TEST(CheckFits, FindsTheRemedyOfAHugeBatchAtOnce) {
   RunConfig config = SmallRun();
   config.train.micro_batch_size = config.train.global_batch_size = 1000000;
-  EXPECT_THAT(std::string(CheckFits(config, 1, Total(config, 777, Recompute::kNone)).message()),
-              ::testing::EndsWith(": train.micro_batch_size=777 fits"));
+  EXPECT_THAT(
+      std::string(CheckFits(config, Host(1, Total(config, 777, Recompute::kNone))).message()),
+      ::testing::EndsWith(": train.micro_batch_size=777 fits"));
 }
 
 TEST(CheckFits, SaysHowMuchIsNeededAndThere) {
   const RunConfig config = SmallRun();
-  const absl::Status status = CheckFits(config, 2, int64_t{1} << 20);
+  const absl::Status status = CheckFits(config, Host(2, int64_t{1} << 20));
   EXPECT_THAT(std::string(status.message()), HasSubstr("2 ranks of this host need"));
   EXPECT_THAT(std::string(status.message()),
               HasSubstr(FormatBytes(Total(config, 4, Recompute::kNone))));

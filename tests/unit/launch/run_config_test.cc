@@ -102,7 +102,9 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"checkpoint.resume", "never"},
     {"checkpoint.fallback", "false"},
     {"checkpoint.on_error", "stop"},
-    {"runtime.dtype", "float64"},
+    {"runtime.device", "cuda"},
+    {"runtime.dtype", "bfloat16"},
+    {"runtime.ranks_per_gpu", "2"},
     {"runtime.threads", "3"},
     {"runtime.recompute", "layer"},
     {"runtime.timeout_s", "12.5"},
@@ -145,7 +147,7 @@ TEST(RunConfig, ValuesReachTheirPlaces) {
   EXPECT_EQ(config.model.layer_pattern,
             (std::vector<LayerKind>{LayerKind::kLightning, LayerKind::kSoftmax}));
   EXPECT_TRUE(config.model.lrpe_layers.empty());
-  EXPECT_EQ(config.runtime.dtype, DType::kF64);
+  EXPECT_EQ(ComputeDType(config.runtime), DType::kF64);
   EXPECT_EQ(config.runtime.recompute, Recompute::kMlp);
   EXPECT_EQ(config.train.adamw.beta2, 0.9);
 }

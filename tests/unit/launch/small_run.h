@@ -20,7 +20,7 @@ struct SmallRun {
                                                                              LayerKind::kSoftmax}))
       : runtime(dtype),
         model(testing_support::MakeModel(runtime, config, seed)),
-        optimizer(*Optimizer::Create(*model, AdamWConfig(), runtime.tracker)) {
+        optimizer(*Optimizer::Create(runtime.context, *model, AdamWConfig(), runtime.tracker)) {
     progress.seed = 3;
     progress.sequence_length = 64;
     progress.data_fingerprint = "a5";
@@ -29,9 +29,8 @@ struct SmallRun {
   // One update, so that the moments are not zero.
   void Train(int64_t step) {
     const PackedBatch batch = testing_support::RandomBatch({9, 4}, model->config().vocab_size, 5);
-    (void)model->ForwardBackward(runtime.context, batch, 1, Recompute::kNone,
-                                 testing_support::IgnoreRanges);
-    optimizer.Step(runtime.context, 1e-2, step, 1, *model);
+    testing_support::ForwardBackward(runtime, *model, batch, 1);
+    testing_support::Update(runtime, optimizer, AdamWStepParams{1e-2, step, 0}, *model);
     progress.step = step;
     progress.samples = 8 * step;
     progress.tokens = 512 * step;

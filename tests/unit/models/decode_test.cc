@@ -28,7 +28,7 @@ TEST_P(DecodeTest, StepsEqualTheWholeSequence) {
   auto step = Tensor::Create(dtype, {1, vocab}, MemoryPurpose::kWorkspace, runtime.tracker);
   ASSERT_TRUE(whole.ok() && step.ok());
   model->Logits(runtime.context, batch, whole->view());
-  auto cache = DecodeCache::Create(*model, 31, runtime.tracker);
+  auto cache = DecodeCache::Create(runtime.context, *model, 31, runtime.tracker);
   ASSERT_TRUE(cache.ok()) << cache.status();
   size_t at = 0;
   for (size_t count : {5, 1, 1, 9, 2, 1, 1, 1, 10}) {

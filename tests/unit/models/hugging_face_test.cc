@@ -158,8 +158,9 @@ class HuggingFaceFolder : public testing::TestWithParam<NamedModel> {
 
 TEST_P(HuggingFaceFolder, ConfigAndWeightsSurvive) {
   const auto model = MakeModel(runtime_, GetParam().config);
-  ASSERT_TRUE(WriteHuggingFaceFolder(folder_, *model, StoredType::kF64).ok());
-  const auto loaded = LoadModel(folder_, DType::kF64, runtime_.tracker);
+  ASSERT_TRUE(
+      WriteHuggingFaceFolder(folder_, *model, model->weights().view(), StoredType::kF64).ok());
+  const auto loaded = LoadModel(runtime_.context, folder_, runtime_.tracker);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_EQ(ToJson(loaded->config()), ToJson(GetParam().config));
   const double* want = model->weights().view().as<double>();

@@ -11,7 +11,7 @@ namespace evenkeel {
 namespace {
 
 using testing_support::AllTinyModels;
-using testing_support::IgnoreRanges;
+using testing_support::ForwardBackward;
 using testing_support::MakeModel;
 using testing_support::NamedModel;
 using testing_support::RandomBatch;
@@ -22,7 +22,7 @@ const std::vector<int64_t> kLengths = {1, 7, 2, 13, 4};
 
 double SumOfLosses(TestRuntime& runtime, const Model& model, const PackedBatch& batch) {
   std::vector<double> losses(batch.tokens.size());
-  model.TokenLosses(runtime.context, batch, absl::MakeSpan(losses));
+  EXPECT_TRUE(model.TokenLosses(runtime.context, batch, absl::MakeSpan(losses)).ok());
   double sum = 0;
   for (double loss : losses) sum += loss;
   return sum;
@@ -33,7 +33,7 @@ std::vector<double> Gradients(TestRuntime& runtime, Model& model, const PackedBa
   const int64_t n = model.layout().num_elements();
   double* gradients = model.gradients().view().as<double>();
   std::fill(gradients, gradients + n, 0.0);
-  model.ForwardBackward(runtime.context, batch, scale, recompute, IgnoreRanges);
+  ForwardBackward(runtime, model, batch, scale, recompute);
   return {gradients, gradients + n};
 }
 
@@ -96,7 +96,7 @@ TEST_P(ModelTest, PackedDocumentsEqualEachAlone) {
   auto model = MakeModel(runtime, GetParam().config);
   const PackedBatch batch = RandomBatch(kLengths, GetParam().config.vocab_size, 3);
   std::vector<double> packed(batch.tokens.size());
-  model->TokenLosses(runtime.context, batch, absl::MakeSpan(packed));
+  ASSERT_TRUE(model->TokenLosses(runtime.context, batch, absl::MakeSpan(packed)).ok());
   const auto packed_gradients = Gradients(runtime, *model, batch, 1.0, Recompute::kNone);
   std::vector<double> summed(packed_gradients.size(), 0.0);
   for (size_t d = 0; d < kLengths.size(); ++d) {
@@ -106,7 +106,7 @@ TEST_P(ModelTest, PackedDocumentsEqualEachAlone) {
     alone.AppendPiece(absl::MakeConstSpan(batch.tokens).subspan(begin, end - begin),
                       absl::MakeConstSpan(batch.targets).subspan(begin, end - begin));
     std::vector<double> losses(end - begin);
-    model->TokenLosses(runtime.context, alone, absl::MakeSpan(losses));
+    ASSERT_TRUE(model->TokenLosses(runtime.context, alone, absl::MakeSpan(losses)).ok());
     for (size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(losses[i], packed[begin + i], 1e-12);
     const auto gradients = Gradients(runtime, *model, alone, 1.0, Recompute::kNone);
     for (size_t i = 0; i < summed.size(); ++i) summed[i] += gradients[i];
@@ -121,13 +121,13 @@ TEST_P(ModelTest, ChangingOneDocumentLeavesTheOthersBitIdentical) {
   auto model = MakeModel(runtime, GetParam().config);
   PackedBatch batch = RandomBatch(kLengths, GetParam().config.vocab_size, 3);
   std::vector<double> before(batch.tokens.size()), after(batch.tokens.size());
-  model->TokenLosses(runtime.context, batch, absl::MakeSpan(before));
+  ASSERT_TRUE(model->TokenLosses(runtime.context, batch, absl::MakeSpan(before)).ok());
   const auto changed_begin = static_cast<size_t>(batch.cu_seqlens[1]);
   const auto changed_end = static_cast<size_t>(batch.cu_seqlens[2]);
   for (size_t i = changed_begin; i < changed_end; ++i) {
     batch.tokens[i] = static_cast<int32_t>((batch.tokens[i] + 5) % GetParam().config.vocab_size);
   }
-  model->TokenLosses(runtime.context, batch, absl::MakeSpan(after));
+  ASSERT_TRUE(model->TokenLosses(runtime.context, batch, absl::MakeSpan(after)).ok());
   bool any_changed = false;
   for (size_t i = 0; i < before.size(); ++i) {
     if (i >= changed_begin && i < changed_end) {
@@ -166,12 +166,11 @@ TEST_P(ModelTest, SinkCoversTheBufferOnceFromTheEnd) {
   for (const auto& lengths : {kLengths, std::vector<int64_t>{}}) {
     const PackedBatch batch = RandomBatch(lengths, GetParam().config.vocab_size, 3);
     int64_t expected_end = model->layout().num_elements();
-    model->ForwardBackward(runtime.context, batch, 1, Recompute::kNone,
-                           [&](int64_t begin, int64_t end) {
-                             EXPECT_EQ(end, expected_end);
-                             EXPECT_LE(begin, end);
-                             expected_end = begin;
-                           });
+    ForwardBackward(runtime, *model, batch, 1, Recompute::kNone, [&](int64_t begin, int64_t end) {
+      EXPECT_EQ(end, expected_end);
+      EXPECT_LE(begin, end);
+      expected_end = begin;
+    });
     EXPECT_EQ(expected_end, 0);
   }
 }
@@ -180,8 +179,7 @@ TEST_P(ModelTest, ArenaIsGivenBackAndLossesAgree) {
   TestRuntime runtime;
   auto model = MakeModel(runtime, GetParam().config);
   const PackedBatch batch = RandomBatch(kLengths, GetParam().config.vocab_size, 3);
-  const double loss =
-      model->ForwardBackward(runtime.context, batch, 1, Recompute::kNone, IgnoreRanges);
+  const double loss = ForwardBackward(runtime, *model, batch, 1);
   EXPECT_EQ(runtime.arena.bytes_in_use(), 0);
   EXPECT_NEAR(loss, SumOfLosses(runtime, *model, batch), 1e-12 * loss);
 }

@@ -21,6 +21,10 @@ std::vector<double> ReferenceLosses(const std::vector<T>& logits, int64_t vocabu
   return losses;
 }
 
+TensorView LossesIn(std::vector<double>& losses) {
+  return TensorView(losses.data(), DType::kF64, {static_cast<int64_t>(losses.size())});
+}
+
 template <typename T>
 void CheckLosses(double tolerance) {
   OpRunner runner(2, DTypeOf<T>::value);
@@ -33,11 +37,10 @@ void CheckLosses(double tolerance) {
         if (rows > 1) targets[1] = kIgnoredTarget;
         const Shape shape = {rows, vocabulary};
         std::vector<double> losses(targets.size(), -1), again(targets.size(), -1);
-        CrossEntropyForward(runner.context(), ViewOf(logits, shape), targets,
-                            absl::MakeSpan(losses));
+        CrossEntropyForward(runner.context(), ViewOf(logits, shape), targets, LossesIn(losses));
         EXPECT_LT(MaxError(losses, ReferenceLosses(logits, vocabulary, targets)), tolerance);
         CrossEntropyForwardBackward(runner.context(), targets, 1, ViewOf(logits, shape),
-                                    absl::MakeSpan(again));
+                                    LossesIn(again));
         EXPECT_TRUE(SameBits(again, losses));
       }
     }
@@ -60,9 +63,9 @@ TEST(CrossEntropyTest, GradientMatchesFiniteDifferences) {
     std::vector<double> losses(targets.size());
     auto gradient = logits;
     CrossEntropyForwardBackward(runner.context(), targets, 0.25, ViewOf(gradient, shape),
-                                absl::MakeSpan(losses));
+                                LossesIn(losses));
     const auto loss = [&] {
-      CrossEntropyForward(runner.context(), ViewOf(logits, shape), targets, absl::MakeSpan(losses));
+      CrossEntropyForward(runner.context(), ViewOf(logits, shape), targets, LossesIn(losses));
       double sum = 0;
       for (double value : losses) sum += 0.25 * value;
       return sum;
@@ -88,10 +91,9 @@ TEST(CrossEntropyTest, ReadsAndWritesItsColumnsOnly) {
   const auto targets = RandomTokens(rows, 21, 2);
   std::vector<double> losses(5), dense_losses(5);
   CrossEntropyForwardBackward(runner.context(), targets, 1,
-                              ColumnsOf(wide, rows, width, 40, 40 + vocabulary),
-                              absl::MakeSpan(losses));
+                              ColumnsOf(wide, rows, width, 40, 40 + vocabulary), LossesIn(losses));
   CrossEntropyForwardBackward(runner.context(), targets, 1, ViewOf(dense, {rows, vocabulary}),
-                              absl::MakeSpan(dense_losses));
+                              LossesIn(dense_losses));
   EXPECT_TRUE(SameBits(losses, dense_losses));
   for (size_t i = 0; i < wide.size(); ++i) {
     const size_t t = i / 70, j = i % 70;
@@ -109,11 +111,12 @@ void CheckUnusualLogits() {
       std::vector<T> logits(37, 1);
       logits[place] = value;
       std::vector<double> losses = {0};
-      CrossEntropyForward(runner.context(), ViewOf(logits, {1, 37}), {5}, absl::MakeSpan(losses));
+      CrossEntropyForward(runner.context(), ViewOf(logits, {1, 37}), std::vector<int32_t>{5},
+                          LossesIn(losses));
       EXPECT_TRUE(std::isnan(losses[0]));
       losses[0] = 0;
-      CrossEntropyForwardBackward(runner.context(), {5}, 1, ViewOf(logits, {1, 37}),
-                                  absl::MakeSpan(losses));
+      CrossEntropyForwardBackward(runner.context(), std::vector<int32_t>{5}, 1,
+                                  ViewOf(logits, {1, 37}), LossesIn(losses));
       EXPECT_TRUE(std::isnan(losses[0]));
       for (T gradient : logits) EXPECT_TRUE(std::isnan(gradient));
     }
@@ -122,8 +125,8 @@ void CheckUnusualLogits() {
     logits[place] = -kInfinity;
     logits[37 + place] = kNan;
     std::vector<double> losses(2, -1);
-    CrossEntropyForwardBackward(runner.context(), {5, kIgnoredTarget}, 1, ViewOf(logits, {2, 37}),
-                                absl::MakeSpan(losses));
+    CrossEntropyForwardBackward(runner.context(), std::vector<int32_t>{5, kIgnoredTarget}, 1,
+                                ViewOf(logits, {2, 37}), LossesIn(losses));
     EXPECT_NEAR(losses[0], std::log(36.0), 1e-6);
     EXPECT_EQ(logits[place], 0);
     EXPECT_EQ(losses[1], 0);
@@ -144,7 +147,7 @@ TEST(CrossEntropyTest, BitsDoNotDependOnThreads) {
     auto gradient = logits;
     std::vector<double> losses(targets.size());
     CrossEntropyForwardBackward(context, targets, 0.1, ViewOf(gradient, {rows, vocabulary}),
-                                absl::MakeSpan(losses));
+                                LossesIn(losses));
     losses.insert(losses.end(), gradient.begin(), gradient.end());
     return losses;
   });

@@ -80,6 +80,12 @@ TYPED_TEST(ElementwiseTest, BiasBackwardAddsTheSumOfRows) {
   }
 }
 
+double SquaresOf(const OpContext& context, ConstTensorView x) {
+  double sum = 0;
+  AddSquares(context, x, TensorView(&sum, DType::kF64, {1}));
+  return sum;
+}
+
 TYPED_TEST(ElementwiseTest, SumOfSquaresIsAddedUpInFloat64) {
   using T = TypeParam;
   OpRunner runner(2, DTypeOf<T>::value);
@@ -87,13 +93,13 @@ TYPED_TEST(ElementwiseTest, SumOfSquaresIsAddedUpInFloat64) {
     const auto x = RandomNormal<T>(n, 1);
     long double expected = 0;
     for (T value : x) expected += static_cast<long double>(value) * value;
-    EXPECT_NEAR(SumOfSquares(runner.context(), ViewOf(x, {n})), static_cast<double>(expected),
+    EXPECT_NEAR(SquaresOf(runner.context(), ViewOf(x, {n})), static_cast<double>(expected),
                 1e-13 * static_cast<double>(expected))
         << n;
   }
   std::vector<T> with_nan(1000, 1);
   with_nan[999] = std::numeric_limits<T>::quiet_NaN();
-  EXPECT_TRUE(std::isnan(SumOfSquares(runner.context(), ViewOf(with_nan, {1000}))));
+  EXPECT_TRUE(std::isnan(SquaresOf(runner.context(), ViewOf(with_nan, {1000}))));
 }
 
 TYPED_TEST(ElementwiseTest, BitsDoNotDependOnThreads) {
@@ -106,7 +112,7 @@ TYPED_TEST(ElementwiseTest, BitsDoNotDependOnThreads) {
     return dbias;
   });
   ExpectSameOnAnyThreads(DTypeOf<T>::value, [&](const OpContext& context) {
-    return std::vector<double>{SumOfSquares(context, ViewOf(dy, {rows, columns}))};
+    return std::vector<double>{SquaresOf(context, ViewOf(dy, {rows, columns}))};
   });
 }
 

@@ -128,8 +128,10 @@ TEST(MatMulTest, LinearsAreEachOthersTransposes) {
   EXPECT_NEAR(Dot(dw, w), Dot(dy, y), 1e-10);
 
   auto twice = y;
-  LinearForward(context, ViewOf(x, {t, k}), ViewOf(w, {n, k}), ViewOf(twice, {t, n}), true);
-  for (double& value : y) value *= 2;
+  const auto bias = RandomNormal(n, 4);
+  LinearForward(context, ViewOf(x, {t, k}), ViewOf(w, {n, k}), ViewOf(bias, {n}),
+                ViewOf(twice, {t, n}), ViewOf(twice, {t, n}));
+  for (size_t i = 0; i < y.size(); ++i) y[i] = 2 * y[i] + bias[i % static_cast<size_t>(n)];
   EXPECT_LT(MaxError(twice, y), 1e-13);
 }
 

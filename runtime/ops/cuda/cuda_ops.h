@@ -1,0 +1,94 @@
+// The ops of runtime/ops on a GPU, by the same names and with the same meaning: each takes its
+// tensors apart for a launcher of this folder. Free of CUDA's headers, so that the ops' own files
+// can pass calls on in every build. Private to the folders that have ops.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "runtime/base/with_cuda.h"
+#include "runtime/ops/activation_kind.h"
+#include "runtime/ops/adamw.h"
+#include "runtime/ops/gpu.h"
+#include "runtime/ops/matmul.h"
+#include "runtime/ops/mirrored_array.h"
+#include "runtime/ops/op_context.h"
+
+// First line of an op that has a twin on the GPU: passes the call on if the context is a GPU's.
+// Builds without CUDA compile the call and drop it.
+#define EK_PASS_ON_TO_CUDA(context, call)             \
+  if constexpr (kWithCuda) {                          \
+    if ((context).cuda != nullptr) return cuda::call; \
+  }
+
+namespace evenkeel::cuda {
+
+int NumGpus();
+absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal);
+CudaDevice& DeviceOf(CudaOps& ops);
+GpuFacts FactsOf(CudaOps& ops);
+absl::Status WaitForOps(const OpContext& context);
+absl::Status CopyToHost(const OpContext& context, ConstTensorView x, TensorView host);
+absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, TensorView x);
+
+Indices Mirror(const OpContext& context, Indices array);
+Positions Mirror(const OpContext& context, Positions array);
+
+void SetZero(const OpContext& context, TensorView x);
+void Copy(const OpContext& context, ConstTensorView x, TensorView y);
+void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);
+void AddSum(const OpContext& context, ConstTensorView x, TensorView sum);
+void AddSquares(const OpContext& context, ConstTensorView x, TensorView sum);
+
+void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
+            Transpose transpose_b, double beta, TensorView c);
+void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
+                   ConstTensorView bias, ConstTensorView residual, TensorView y);
+
+void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
+                    TensorView y);
+void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
+                     ConstTensorView dy, TensorView dx, bool accumulate, TensorView dgain);
+void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                         double eps, TensorView y);
+void GatedRmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                          double eps, ConstTensorView dy, TensorView dx, TensorView dgate);
+
+void ActivationForward(const OpContext& context, Activation activation, ConstTensorView x,
+                       TensorView y);
+void ActivationBackward(const OpContext& context, Activation activation, ConstTensorView x,
+                        ConstTensorView dy, TensorView dx);
+void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView pair, TensorView h);
+void GatedUnitBackward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
+                       ConstTensorView dh, TensorView dpair, TensorView h);
+
+void RopeTable(const OpContext& context, Positions positions,
+               absl::Span<const double> inverse_frequencies, double attention_factor,
+               TensorView cos, TensorView sin);
+void ApplyRope(const OpContext& context, ConstTensorView cos, ConstTensorView sin, bool inverse,
+               TensorView x);
+void ActivatedLrpeForward(const OpContext& context, Activation activation, ConstTensorView x,
+                          ConstTensorView theta, Positions positions, TensorView y);
+void ActivatedLrpeBackward(const OpContext& context, Activation activation, ConstTensorView x,
+                           ConstTensorView theta, Positions positions, ConstTensorView dy,
+                           TensorView dx, TensorView dtheta);
+void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
+                 ConstTensorView reflection, Positions positions, TensorView y);
+void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView theta,
+                  ConstTensorView reflection, Positions positions, ConstTensorView dy,
+                  TensorView dx, TensorView dtheta);
+
+void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices tokens, double scale,
+                      TensorView y);
+void EmbeddingBackward(const OpContext& context, Indices tokens, double scale, ConstTensorView dy,
+                       TensorView dtable);
+void CrossEntropyForwardBackward(const OpContext& context, Indices targets, double scale,
+                                 TensorView logits, TensorView losses);
+void CrossEntropyForward(const OpContext& context, ConstTensorView logits, Indices targets,
+                         TensorView losses);
+
+void ClippedAdamW(const OpContext& context, const AdamWConfig& config, const AdamWStepParams& step,
+                  absl::Span<const AdamWRange> ranges, ConstTensorView sum_of_squares,
+                  const AdamWTensors& tensors);
+
+}  // namespace evenkeel::cuda

@@ -1,0 +1,89 @@
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "runtime/base/status_macros.h"
+#include "runtime/device/cuda_status.h"
+#include "runtime/ops/cuda/cuda_op_context.h"
+#include "runtime/ops/cuda/cuda_ops.h"
+
+namespace evenkeel::cuda {
+namespace {
+
+constexpr size_t kMatMulWorkspaceBytes = size_t{32} << 20;
+
+int64_t BytesOf(const ConstTensorView& view) {
+  return view.num_elements() * SizeOf(view.dtype);
+}
+
+// Keeps alive what CudaOps points to.
+struct OpenedGpu {
+  std::unique_ptr<CudaDevice> device;
+  std::unique_ptr<CudaOps> ops;
+  void* workspace = nullptr;
+
+  ~OpenedGpu() {
+    (void)cudaStreamSynchronize(device->stream());
+    ops = nullptr;
+    (void)cudaFree(workspace);
+  }
+};
+
+template <typename T>
+MirroredArray<T> MirrorOf(const OpContext& context, MirroredArray<T> array) {
+  if (array.device != nullptr || array.size() == 0) return array;
+  const TensorView copy =
+      context.arena.Allocate(DTypeOf<T>::value, {array.size()}, MemoryPurpose::kActivations);
+  context.cuda->device->Upload(array.host.data(), copy.data,
+                               array.size() * static_cast<int64_t>(sizeof(T)));
+  array.device = static_cast<const T*>(copy.data);
+  return array;
+}
+
+}  // namespace
+
+int NumGpus() {
+  return NumCudaDevices();
+}
+
+absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal) {
+  auto gpu = std::make_shared<OpenedGpu>();
+  EK_ASSIGN_OR_RETURN(gpu->device, CudaDevice::Open(ordinal));
+  EK_RETURN_IF_ERROR(ToStatus(cudaMalloc(&gpu->workspace, kMatMulWorkspaceBytes), "cudaMalloc"));
+  EK_ASSIGN_OR_RETURN(CudaMatMul matmul, CudaMatMul::Create(gpu->workspace, kMatMulWorkspaceBytes));
+  gpu->ops = std::make_unique<CudaOps>(CudaOps{gpu->device.get(), std::move(matmul)});
+  CudaOps* ops = gpu->ops.get();
+  return std::shared_ptr<CudaOps>(std::move(gpu), ops);
+}
+
+CudaDevice& DeviceOf(CudaOps& ops) {
+  return *ops.device;
+}
+
+GpuFacts FactsOf(CudaOps& ops) {
+  return {ops.device->name(), ops.device->total_bytes(), ops.device->free_bytes()};
+}
+
+absl::Status WaitForOps(const OpContext& context) {
+  return context.cuda->device->Synchronize();
+}
+
+absl::Status CopyToHost(const OpContext& context, ConstTensorView x, TensorView host) {
+  context.cuda->device->DownloadAsync(x.data, host.data, BytesOf(x));
+  return context.cuda->device->Synchronize();
+}
+
+absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, TensorView x) {
+  context.cuda->device->Upload(host.data, x.data, BytesOf(x));
+  return absl::OkStatus();
+}
+
+Indices Mirror(const OpContext& context, Indices array) {
+  return MirrorOf(context, array);
+}
+
+Positions Mirror(const OpContext& context, Positions array) {
+  return MirrorOf(context, array);
+}
+
+}  // namespace evenkeel::cuda
