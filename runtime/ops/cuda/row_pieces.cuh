@@ -78,6 +78,21 @@ __device__ __forceinline__ T WarpSum(T v) {
   return v;
 }
 
+// Two numbers that are summed at once, with the barriers of one.
+struct FloatPair {
+  float first, second;
+
+  __device__ __forceinline__ FloatPair& operator+=(const FloatPair& other) {
+    first += other.first;
+    second += other.second;
+    return *this;
+  }
+};
+
+__device__ __forceinline__ FloatPair WarpSum(const FloatPair& v) {
+  return {WarpSum(v.first), WarpSum(v.second)};
+}
+
 // Sum over the kWarps warps that share a row, in every thread; with several warps they are the
 // whole block. scratch [kWarps] is shared memory.
 template <int kWarps, typename T>
