@@ -1,7 +1,9 @@
 // Activations, gated units and position encodings.
 #include "runtime/ops/activation.h"
 #include "runtime/ops/cuda/activation_cuda.h"
+#include "runtime/ops/cuda/bias_cuda.h"
 #include "runtime/ops/cuda/position_cuda.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/position.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
@@ -121,6 +123,43 @@ TEST_F(ElementwiseCudaTest, RopeEqualsCpu) {
       ApplyRope(context_, F64(cos, table), F64(sin, table), inverse, F64(want, shape));
       ExpectRounded(Downloaded(x_d, x), want,
                     "head dim " + std::to_string(s.dim) + (inverse ? " inverse" : ""));
+    }
+  }
+}
+
+TEST_F(ElementwiseCudaTest, BiasBackwardEqualsCpu) {
+  struct Case {
+    int64_t tokens, columns, padding;
+  };
+  for (const Case& s : {Case{1, 1, 0}, Case{1, 8, 0}, Case{37, 64, 8}, Case{64, 256, 0},
+                        Case{65, 264, 8}, Case{3000, 40, 8}, Case{50000, 8, 0}, Case{700, 1000, 24},
+                        Case{100, 2048, 0}, Case{5, 136000, 0}, Case{0, 64, 0}, Case{70, 129, 4},
+                        Case{300, 7, 0}, Case{2000, 64, 3}, Case{50000, 1, 0}}) {
+    const std::string name = std::to_string(s.tokens) + " x " + std::to_string(s.columns) + " + " +
+                             std::to_string(s.padding);
+    const auto dy = Bf16Matrix::Random(s.tokens, s.columns, s.columns + s.padding, 1);
+    const DeviceArray<Bits> dy_d(dy.data);
+    std::vector<float> first;
+    for (int run = 0; run < 2; ++run) {
+      const DeviceArray<float> dbias(std::vector<float>(static_cast<size_t>(s.columns), 0.5f));
+      const DeviceArray<std::byte> workspace(BiasBackwardWorkspaceBytes(s.tokens, s.columns));
+      BiasBackwardParams p;
+      p.tokens = s.tokens;
+      p.columns = s.columns;
+      p.dy = dy_d.data();
+      p.dy_stride = dy.stride;
+      p.dbias = dbias.data();
+      p.workspace = workspace.data();
+      ASSERT_EQ(LaunchBiasBackward(p, nullptr), cudaSuccess) << name;
+      const std::vector<float> got = dbias.Download();
+      if (run == 1) {
+        EXPECT_TRUE(SameBits(got, first)) << name;
+        continue;
+      }
+      first = got;
+      std::vector<double> rows = dy.Dense(), want(static_cast<size_t>(s.columns), 0.5);
+      BiasBackward(context_, F64(rows, {s.tokens, s.columns}), F64(want, {s.columns}));
+      ExpectFloats(got, want, 1e-5, name);
     }
   }
 }
