@@ -127,6 +127,41 @@ TEST_F(ElementwiseCudaTest, RopeEqualsCpu) {
   }
 }
 
+TEST_F(ElementwiseCudaTest, RopeTableEqualsCpu) {
+  for (const HeadCase& s : {HeadCase{37, 1, 64, 0}, HeadCase{300, 1, 128, 0}, HeadCase{1, 1, 2, 0},
+                            HeadCase{5, 1, 6, 0}, HeadCase{0, 1, 32, 0}}) {
+    RopeConfig config;
+    config.scaling = RopeScalingKind::kYarn;
+    config.factor = 4;
+    const double factor = RopeAttentionFactor(config);
+    const std::vector<double> frequencies = RopeInverseFrequencies(config, s.dim);
+    std::vector<int64_t> positions;
+    for (int64_t t = 0; t < s.tokens; ++t) positions.push_back(t * t * t * 977 % 1000003);
+    const Shape table{s.tokens, s.dim / 2};
+    const auto size = static_cast<size_t>(table.num_elements());
+    std::vector<double> want_cos(size), want_sin(size);
+    RopeTable(context_, positions, frequencies, factor, F64(want_cos, table), F64(want_sin, table));
+    const DeviceArray<int64_t> positions_d(positions);
+    const DeviceArray<double> frequencies_d(frequencies);
+    const DeviceArray<float> cos(size), sin(size);
+    RopeTableParams p;
+    p.tokens = s.tokens;
+    p.head_dim = s.dim;
+    p.positions = positions_d.data();
+    p.inverse_frequencies = frequencies_d.data();
+    p.attention_factor = factor;
+    p.cos = cos.data();
+    p.sin = sin.data();
+    ASSERT_EQ(LaunchRopeTable(p, nullptr), cudaSuccess);
+    const std::vector<float> got_cos = cos.Download(), got_sin = sin.Download();
+    for (size_t i = 0; i < size; ++i) {
+      // Rounded once: half a unit in the last place of float32, and next to nothing for the sine.
+      EXPECT_NEAR(got_cos[i], want_cos[i], 6e-8 * std::abs(want_cos[i]) + 1e-14) << i;
+      EXPECT_NEAR(got_sin[i], want_sin[i], 6e-8 * std::abs(want_sin[i]) + 1e-14) << i;
+    }
+  }
+}
+
 TEST_F(ElementwiseCudaTest, BiasBackwardEqualsCpu) {
   struct Case {
     int64_t tokens, columns, padding;
