@@ -13,7 +13,8 @@ if [[ "${1:-}" == --sanitize ]]; then
   shift
 fi
 build=${BUILD_DIR:-build/cuda}
-tests=(attention_plan_cuda_test softmax_attention_cuda_test lightning_attention_cuda_test)
+tests=(attention_plan_cuda_test softmax_attention_cuda_test lightning_attention_cuda_test
+  relu_attention_cuda_test)
 
 cmake --preset cuda -B "$build" "$@" >"/tmp/evenkeel_cuda_configure.log"
 cmake --build "$build" --target gpu_attention "${tests[@]}" | tail -n 1

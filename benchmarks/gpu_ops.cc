@@ -152,14 +152,12 @@ void Norms() {
   for (int s = 0; s < 2; ++s) {
     f[s].tokens = b[s].tokens = kTokens;
     f[s].columns = b[s].columns = kWidth;
-    f[s].eps = 1e-5f;
+    f[s].eps = b[s].eps = 1e-5f;
     f[s].x = b[s].x = pool.Bf16(n);
     f[s].delta = b[s].dy = pool.Bf16(n);
     f[s].gain = b[s].gain = pool.Bf16(kWidth);
     f[s].x_mid = pool.Empty<__nv_bfloat16>(n);
     f[s].y = b[s].dx = pool.Empty<__nv_bfloat16>(n);
-    f[s].rstd = pool.Empty<float>(kTokens);
-    b[s].rstd = f[s].rstd;
     b[s].dresidual = pool.Bf16(n);
     b[s].dgain = pool.Random<float>(kWidth, 1.0f);
     b[s].workspace =

@@ -1,7 +1,9 @@
 // Activations, gated units and position encodings.
 #include "runtime/ops/activation.h"
 #include "runtime/ops/cuda/activation_cuda.h"
+#include "runtime/ops/cuda/bias_cuda.h"
 #include "runtime/ops/cuda/position_cuda.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/position.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
@@ -121,6 +123,78 @@ TEST_F(ElementwiseCudaTest, RopeEqualsCpu) {
       ApplyRope(context_, F64(cos, table), F64(sin, table), inverse, F64(want, shape));
       ExpectRounded(Downloaded(x_d, x), want,
                     "head dim " + std::to_string(s.dim) + (inverse ? " inverse" : ""));
+    }
+  }
+}
+
+TEST_F(ElementwiseCudaTest, RopeTableEqualsCpu) {
+  for (const HeadCase& s : {HeadCase{37, 1, 64, 0}, HeadCase{300, 1, 128, 0}, HeadCase{1, 1, 2, 0},
+                            HeadCase{5, 1, 6, 0}, HeadCase{0, 1, 32, 0}}) {
+    RopeConfig config;
+    config.scaling = RopeScalingKind::kYarn;
+    config.factor = 4;
+    const double factor = RopeAttentionFactor(config);
+    const std::vector<double> frequencies = RopeInverseFrequencies(config, s.dim);
+    std::vector<int64_t> positions;
+    for (int64_t t = 0; t < s.tokens; ++t) positions.push_back(t * t * t * 977 % 1000003);
+    const Shape table{s.tokens, s.dim / 2};
+    const auto size = static_cast<size_t>(table.num_elements());
+    std::vector<double> want_cos(size), want_sin(size);
+    RopeTable(context_, positions, frequencies, factor, F64(want_cos, table), F64(want_sin, table));
+    const DeviceArray<int64_t> positions_d(positions);
+    const DeviceArray<double> frequencies_d(frequencies);
+    const DeviceArray<float> cos(size), sin(size);
+    RopeTableParams p;
+    p.tokens = s.tokens;
+    p.head_dim = s.dim;
+    p.positions = positions_d.data();
+    p.inverse_frequencies = frequencies_d.data();
+    p.attention_factor = factor;
+    p.cos = cos.data();
+    p.sin = sin.data();
+    ASSERT_EQ(LaunchRopeTable(p, nullptr), cudaSuccess);
+    const std::vector<float> got_cos = cos.Download(), got_sin = sin.Download();
+    for (size_t i = 0; i < size; ++i) {
+      // Rounded once: half a unit in the last place of float32, and next to nothing for the sine.
+      EXPECT_NEAR(got_cos[i], want_cos[i], 6e-8 * std::abs(want_cos[i]) + 1e-14) << i;
+      EXPECT_NEAR(got_sin[i], want_sin[i], 6e-8 * std::abs(want_sin[i]) + 1e-14) << i;
+    }
+  }
+}
+
+TEST_F(ElementwiseCudaTest, BiasBackwardEqualsCpu) {
+  struct Case {
+    int64_t tokens, columns, padding;
+  };
+  for (const Case& s : {Case{1, 1, 0}, Case{1, 8, 0}, Case{37, 64, 8}, Case{64, 256, 0},
+                        Case{65, 264, 8}, Case{3000, 40, 8}, Case{50000, 8, 0}, Case{700, 1000, 24},
+                        Case{100, 2048, 0}, Case{5, 136000, 0}, Case{0, 64, 0}, Case{70, 129, 4},
+                        Case{300, 7, 0}, Case{2000, 64, 3}, Case{50000, 1, 0}}) {
+    const std::string name = std::to_string(s.tokens) + " x " + std::to_string(s.columns) + " + " +
+                             std::to_string(s.padding);
+    const auto dy = Bf16Matrix::Random(s.tokens, s.columns, s.columns + s.padding, 1);
+    const DeviceArray<Bits> dy_d(dy.data);
+    std::vector<float> first;
+    for (int run = 0; run < 2; ++run) {
+      const DeviceArray<float> dbias(std::vector<float>(static_cast<size_t>(s.columns), 0.5f));
+      const DeviceArray<std::byte> workspace(BiasBackwardWorkspaceBytes(s.tokens, s.columns));
+      BiasBackwardParams p;
+      p.tokens = s.tokens;
+      p.columns = s.columns;
+      p.dy = dy_d.data();
+      p.dy_stride = dy.stride;
+      p.dbias = dbias.data();
+      p.workspace = workspace.data();
+      ASSERT_EQ(LaunchBiasBackward(p, nullptr), cudaSuccess) << name;
+      const std::vector<float> got = dbias.Download();
+      if (run == 1) {
+        EXPECT_TRUE(SameBits(got, first)) << name;
+        continue;
+      }
+      first = got;
+      std::vector<double> rows = dy.Dense(), want(static_cast<size_t>(s.columns), 0.5);
+      BiasBackward(context_, F64(rows, {s.tokens, s.columns}), F64(want, {s.columns}));
+      ExpectFloats(got, want, 1e-5, name);
     }
   }
 }

@@ -47,22 +47,24 @@ TEST_F(UpdateCudaTest, SumsEqualFloat64) {
 TEST_F(UpdateCudaTest, ClipFactor) {
   const double inf = std::numeric_limits<double>::infinity();
   struct Case {
-    double sum, max_norm;
-    float norm, factor;
+    double sum, max_norm, norm;
+    float factor;
   };
   for (const Case& c : {Case{16, 1, 4, 0.25f}, Case{16, 8, 4, 1}, Case{16, 0, 4, 1},
-                        Case{0, 1, 0, 1}, Case{inf, 1, static_cast<float>(inf), -1}}) {
+                        Case{0, 1, 0, 1}, Case{2, 4, std::sqrt(2.0), 1}, Case{inf, 1, inf, -1}}) {
     const DeviceArray<double> sum(std::vector<double>{c.sum});
-    const DeviceArray<float> norm(size_t{1}), factor(size_t{1});
+    const DeviceArray<double> norm(size_t{1});
+    const DeviceArray<float> factor(size_t{1});
     ASSERT_EQ(LaunchClipFactor({sum.data(), c.max_norm, norm.data(), factor.data()}, nullptr),
               cudaSuccess);
     EXPECT_EQ(norm.Download()[0], c.norm);
     EXPECT_EQ(factor.Download()[0], c.factor);
   }
-  const DeviceArray<double> nan(size_t{1});
-  const DeviceArray<float> norm(size_t{1}), factor(size_t{1});
+  const DeviceArray<double> nan(size_t{1}), norm(std::vector<double>{0.0});
+  const DeviceArray<float> factor(size_t{1});
   ASSERT_EQ(LaunchClipFactor({nan.data(), 1.0, norm.data(), factor.data()}, nullptr), cudaSuccess);
   EXPECT_EQ(factor.Download()[0], -1.0f);
+  EXPECT_TRUE(std::isnan(norm.Download()[0]));
 }
 
 TEST_F(UpdateCudaTest, AdamWEqualsCpu) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "runtime/ops/cuda/activation_functions.cuh"
+#include "runtime/ops/cuda/angle.cuh"
 #include "runtime/ops/cuda/column_sum.h"
 #include "runtime/ops/cuda/position_cuda.h"
 #include "runtime/ops/cuda/row_pieces.cuh"
@@ -35,13 +36,6 @@ int64_t WalkOf(int64_t tokens, int64_t column_blocks, bool backward) {
   return std::max<int64_t>(CeilDiv(CeilDiv(tokens * column_blocks, blocks), kAhead) * kAhead, 8);
 }
 
-// cos and sin of theta p, range reduced in float64 turns: exact enough at position one million.
-__device__ __forceinline__ void AngleOf(float theta, int64_t position, float& c, float& s) {
-  const double turns =
-      static_cast<double>(theta) * 0.15915494309189533577 * static_cast<double>(position);
-  sincospif(static_cast<float>(2.0 * (turns - rint(turns))), &s, &c);
-}
-
 // kWidth neighbouring angles, walking through positions.
 template <int kWidth>
 struct Angles {
@@ -67,29 +61,6 @@ struct Angles {
       for (int j = 0; j < kWidth; ++j) AngleOf(theta[j], to, c[j], s[j]);
     }
     position = to;
-  }
-};
-
-template <int kWidth>
-struct Unit;  // what a thread loads at once: 8 elements, or one where rows are odd
-template <>
-struct Unit<kPiece> {
-  using Packed = uint4;
-  static __device__ __forceinline__ Packed Load(const Bf16* p) { return LoadPiece(p); }
-  static __device__ __forceinline__ void Open(Packed v, float (&x)[kPiece]) { Unpack(v, x); }
-  static __device__ __forceinline__ void Store(Bf16* p, const float (&x)[kPiece]) {
-    StorePiece(p, Pack(x));
-  }
-};
-template <>
-struct Unit<1> {
-  using Packed = Bf16;
-  static __device__ __forceinline__ Packed Load(const Bf16* p) { return *p; }
-  static __device__ __forceinline__ void Open(Packed v, float (&x)[1]) {
-    x[0] = __bfloat162float(v);
-  }
-  static __device__ __forceinline__ void Store(Bf16* p, const float (&x)[1]) {
-    *p = __float2bfloat16(x[0]);
   }
 };
 

@@ -78,7 +78,6 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock)
     }
     squares = TeamSum<kWarps>(squares, scratch);
     const float r = 1.0f / sqrtf(squares / static_cast<float>(columns) + p.eps);
-    if (p.rstd != nullptr && team.lane == 0) p.rstd[row] = r;
     Bf16* y = static_cast<Bf16*>(p.y) + RowOffset(p.y_strides, row, p.heads);
     const bool scaled = p.gate != nullptr || p.gain != nullptr;
 #pragma unroll
@@ -114,7 +113,6 @@ __global__ void __launch_bounds__(256) RmsNormForwardAnyKernel(const RmsNormForw
     }
     squares = TeamSum<8>(squares, scratch);
     const float r = 1.0f / sqrtf(squares / static_cast<float>(p.columns) + p.eps);
-    if (p.rstd != nullptr && threadIdx.x == 0) p.rstd[row] = r;
     const Bf16* m = p.gate != nullptr
                         ? static_cast<const Bf16*>(p.gate) + RowOffset(p.gate_strides, row, p.heads)
                         : static_cast<const Bf16*>(p.gain);
@@ -155,7 +153,7 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
   // With a gain few blocks stay and take row after row: the next row's loads are in flight while
   // this one is computed, if registers allow.
   constexpr bool kAhead = kHasGain && kPieces <= 2;
-  __shared__ float scratch[kWarps];
+  __shared__ FloatPair scratch[kWarps];
   extern __shared__ float4 block_sum_storage[];  // [C] float32, for several teams
   const Team team;
   const int columns = static_cast<int>(p.columns);
@@ -163,22 +161,13 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
   float dgain[kHasGain ? kPieces : 1][kPiece] = {};
   int64_t row = static_cast<int64_t>(blockIdx.x) * Team::kTeams + team.team;
   BackwardRow<kPieces> now, next;
-  float r = 0.0f, next_r = 0.0f;
-  if (kAhead && row < rows) {
-    next.Load(team, p, row);
-    next_r = p.rstd[row];
-  }
+  if (kAhead && row < rows) next.Load(team, p, row);
   for (; row < rows; row += step) {
     if constexpr (kAhead) {
       now = next;
-      r = next_r;
-      if (row + step < rows) {
-        next.Load(team, p, row + step);
-        next_r = p.rstd[row + step];
-      }
+      if (row + step < rows) next.Load(team, p, row + step);
     } else {
       now.Load(team, p, row);
-      r = p.rstd[row];
     }
     uint4(&x)[kPieces] = now.x;
     uint4(&dy)[kPieces] = now.dy;
@@ -190,7 +179,7 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
       team.Load(m, static_cast<const Bf16*>(p.gate) + RowOffset(p.gate_strides, row, p.heads),
                 columns);
     }
-    float dot = 0.0f;
+    FloatPair sums = {0.0f, 0.0f};  // of x d and of x^2
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       float a[kPiece], d[kPiece], g[kPiece];
@@ -207,13 +196,15 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
       }
 #pragma unroll
       for (int j = 0; j < kPiece; ++j) {
+        // Not d g as below, which the compiler would keep for the second loop.
         const float product = a[j] * d[j];
-        if (kHasGain) dgain[i][j] += product * r;
-        dot += kHasGain || gated ? product * g[j] : product;
+        sums.first += kHasGain || gated ? product * g[j] : product;
+        sums.second += a[j] * a[j];
       }
     }
-    dot = TeamSum<kWarps>(dot, scratch);
-    const float mean = dot * r * r / static_cast<float>(columns);  // of xh d, times r for x
+    sums = TeamSum<kWarps>(sums, scratch);
+    const float r = 1.0f / sqrtf(sums.second / static_cast<float>(columns) + p.eps);
+    const float mean = sums.first * r * r / static_cast<float>(columns);  // of xh d, times r for x
     Bf16* dx = static_cast<Bf16*>(p.dx) + RowOffset(p.dx_strides, row, p.heads);
     Bf16* dgate =
         gated ? static_cast<Bf16*>(p.dgate) + RowOffset(p.dgate_strides, row, p.heads) : nullptr;
@@ -245,6 +236,7 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
       }
 #pragma unroll
       for (int j = 0; j < kPiece; ++j) {
+        if (kHasGain) dgain[i][j] += a[j] * r * d[j];
         const float product = kHasGain || gated ? d[j] * g[j] : d[j];
         e[j] += r * (product - a[j] * mean);
       }
@@ -274,7 +266,7 @@ __global__ void __launch_bounds__(RowTeam<kWarps, kPieces>::kBlock,
 }
 
 __global__ void __launch_bounds__(256) RmsNormBackwardAnyKernel(const RmsNormBackwardParams p) {
-  __shared__ float scratch[8];
+  __shared__ FloatPair scratch[8];
   const int64_t rows = p.tokens * p.heads;
   float* partial =
       p.gain == nullptr ? nullptr : static_cast<float*>(p.workspace) + blockIdx.x * p.columns;
@@ -287,15 +279,15 @@ __global__ void __launch_bounds__(256) RmsNormBackwardAnyKernel(const RmsNormBac
     const Bf16* m = p.gate != nullptr
                         ? static_cast<const Bf16*>(p.gate) + RowOffset(p.gate_strides, row, p.heads)
                         : static_cast<const Bf16*>(p.gain);
-    const float r = p.rstd[row];
-    float dot = 0.0f;
+    FloatPair sums = {0.0f, 0.0f};  // of x d and of x^2
     for (int64_t i = threadIdx.x; i < p.columns; i += blockDim.x) {
-      const float product = __bfloat162float(x[i]) * __bfloat162float(dy[i]);
-      if (partial != nullptr) partial[i] += product * r;
-      dot += m != nullptr ? product * __bfloat162float(m[i]) : product;
+      const float a = __bfloat162float(x[i]), d = __bfloat162float(dy[i]);
+      sums.first += a * (m != nullptr ? d * __bfloat162float(m[i]) : d);
+      sums.second += a * a;
     }
-    dot = TeamSum<8>(dot, scratch);
-    const float mean = dot * r * r / static_cast<float>(p.columns);
+    sums = TeamSum<8>(sums, scratch);
+    const float r = 1.0f / sqrtf(sums.second / static_cast<float>(p.columns) + p.eps);
+    const float mean = sums.first * r * r / static_cast<float>(p.columns);
     const Bf16* residual =
         p.dresidual == nullptr
             ? nullptr
@@ -305,6 +297,7 @@ __global__ void __launch_bounds__(256) RmsNormBackwardAnyKernel(const RmsNormBac
       const float a = __bfloat162float(x[i]), d = __bfloat162float(dy[i]);
       const float product = m != nullptr ? d * __bfloat162float(m[i]) : d;
       const float e = residual != nullptr ? __bfloat162float(residual[i]) : 0.0f;
+      if (partial != nullptr) partial[i] += a * r * d;
       if (p.gate != nullptr) {
         static_cast<Bf16*>(p.dgate)[RowOffset(p.dgate_strides, row, p.heads) + i] =
             __float2bfloat16(d * (a * r));

@@ -28,7 +28,6 @@ struct RmsNormForwardParams {
   const void* gate = nullptr;   // bf16 [T, H, C], or null; not both
   void* x_mid = nullptr;        // bf16 [T, H, C], with delta only; may be x or delta
   void* y = nullptr;            // bf16 [T, H, C]; may be x, delta or gate
-  float* rstd = nullptr;        // [T, H], dense: r for the backward pass; may be null
   RowStrides x_strides, delta_strides, gate_strides, x_mid_strides, y_strides;
 };
 
@@ -36,14 +35,15 @@ struct RmsNormForwardParams {
 // excluded above.
 cudaError_t LaunchRmsNormForward(const RmsNormForwardParams& params, cudaStream_t stream);
 
+// r = rsqrt(mean(x^2) + eps), again: the rows are read anyway, so no statistics are kept.
 // xh = x r;  d = dy m;  dx = dresidual + r (d - xh mean(xh d))
 // dgain += sum over rows of dy xh;  dgate = dy xh
 struct RmsNormBackwardParams {
   int64_t tokens = 0;               // T
   int64_t heads = 1;                // H
   int64_t columns = 0;              // C
+  float eps = 0.0f;                 // the forward pass's
   const void* x = nullptr;          // bf16 [T, H, C]: the forward pass's x_mid (or x)
-  const float* rstd = nullptr;      // [T, H]
   const void* gain = nullptr;       // bf16 [C], or null
   const void* gate = nullptr;       // bf16 [T, H, C], or null
   const void* dy = nullptr;         // bf16 [T, H, C]

@@ -13,6 +13,20 @@
 
 namespace evenkeel {
 
+// cos, sin = attention_factor * cos/sin(position[t] * inverse_frequency[j]): in float64, rounded
+// once, so position one million is as exact as position one.
+struct RopeTableParams {
+  int64_t tokens = 0;                           // T
+  int64_t head_dim = 0;                         // D, even
+  const int64_t* positions = nullptr;           // [T]
+  const double* inverse_frequencies = nullptr;  // [D/2], of RopeInverseFrequencies
+  double attention_factor = 1.0;                // of RopeAttentionFactor
+  float* cos = nullptr;                         // [T, D/2]
+  float* sin = nullptr;                         // [T, D/2]
+};
+
+cudaError_t LaunchRopeTable(const RopeTableParams& params, cudaStream_t stream);
+
 // Rotates x in place; q and k of a packed projection are one x of H + G heads.
 struct RopeParams {
   int64_t tokens = 0;          // T

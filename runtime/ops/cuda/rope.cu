@@ -1,5 +1,6 @@
 // A thread takes one place of the half head, 8 wide, with its cosines and sines, and rotates it in
-// several heads of its token.
+// several heads of its token. The table's angles cost tens of float64 operations each, once a step
+// for all layers.
 #include <algorithm>
 
 #include "runtime/ops/cuda/position_cuda.h"
@@ -69,7 +70,29 @@ __global__ void __launch_bounds__(kThreads) RopeAnyKernel(const RopeParams p) {
   }
 }
 
+__global__ void __launch_bounds__(kThreads) RopeTableKernel(const RopeTableParams p) {
+  const int64_t half = p.head_dim / 2, step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < p.tokens * half;
+       i += step) {
+    const double angle =
+        static_cast<double>(p.positions[i / half]) * p.inverse_frequencies[i % half];
+    double s, c;
+    sincos(angle, &s, &c);
+    p.cos[i] = static_cast<float>(p.attention_factor * c);
+    p.sin[i] = static_cast<float>(p.attention_factor * s);
+  }
+}
+
 }  // namespace
+
+cudaError_t LaunchRopeTable(const RopeTableParams& p, cudaStream_t stream) {
+  if (p.tokens < 0 || p.head_dim < 0 || p.head_dim % 2 != 0) return cudaErrorInvalidValue;
+  const int64_t angles = p.tokens * (p.head_dim / 2);
+  if (angles == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(CeilDiv(angles, kThreads), 1 << 30));
+  RopeTableKernel<<<blocks, kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
 
 cudaError_t LaunchRope(const RopeParams& p, cudaStream_t stream) {
   if (p.tokens < 0 || p.heads < 0 || p.head_dim < 0 || p.head_dim % 2 != 0) {

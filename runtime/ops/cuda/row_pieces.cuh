@@ -57,6 +57,30 @@ __device__ __forceinline__ void StoreFloats(float* p, const float (&x)[kPiece]) 
   reinterpret_cast<float4*>(p)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
+// What a thread loads at once: 8 elements, or one where rows are odd.
+template <int kWidth>
+struct Unit;
+template <>
+struct Unit<kPiece> {
+  using Packed = uint4;
+  static __device__ __forceinline__ Packed Load(const Bf16* p) { return LoadPiece(p); }
+  static __device__ __forceinline__ void Open(Packed v, float (&x)[kPiece]) { Unpack(v, x); }
+  static __device__ __forceinline__ void Store(Bf16* p, const float (&x)[kPiece]) {
+    StorePiece(p, Pack(x));
+  }
+};
+template <>
+struct Unit<1> {
+  using Packed = Bf16;
+  static __device__ __forceinline__ Packed Load(const Bf16* p) { return *p; }
+  static __device__ __forceinline__ void Open(Packed v, float (&x)[1]) {
+    x[0] = __bfloat162float(v);
+  }
+  static __device__ __forceinline__ void Store(Bf16* p, const float (&x)[1]) {
+    *p = __float2bfloat16(x[0]);
+  }
+};
+
 // exp(x) to two units in the last place or so, in two instructions.
 __device__ __forceinline__ float FastExp(float x) {
   float y;
@@ -76,6 +100,21 @@ __device__ __forceinline__ T WarpSum(T v) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
+}
+
+// Two numbers that are summed at once, with the barriers of one.
+struct FloatPair {
+  float first, second;
+
+  __device__ __forceinline__ FloatPair& operator+=(const FloatPair& other) {
+    first += other.first;
+    second += other.second;
+    return *this;
+  }
+};
+
+__device__ __forceinline__ FloatPair WarpSum(const FloatPair& v) {
+  return {WarpSum(v.first), WarpSum(v.second)};
 }
 
 // Sum over the kWarps warps that share a row, in every thread; with several warps they are the

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kLastThreads) LastSumKernel(const SumParams p,
 
 __global__ void ClipFactorKernel(const ClipFactorParams p) {
   const double norm = sqrt(*p.sum_of_squares);
-  *p.norm = static_cast<float>(norm);
+  *p.norm = norm;
   if (!isfinite(norm)) {
     *p.factor = -1.0f;
   } else {

@@ -28,7 +28,7 @@ cudaError_t LaunchSum(const SumParams& params, cudaStream_t stream);
 struct ClipFactorParams {
   const double* sum_of_squares = nullptr;  // [1]
   double max_norm = 0.0;
-  float* norm = nullptr;    // [1]
+  double* norm = nullptr;   // [1]; not finite where the sum is not
   float* factor = nullptr;  // [1]
 };
 
