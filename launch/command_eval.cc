@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "launch/commands.h"
+#include "launch/device_option.h"
 #include "launch/evaluation.h"
 #include "launch/model_folder.h"
 #include "launch/rank_runtime.h"
@@ -22,6 +23,7 @@ struct EvalOptions {
   int64_t sequence_length = 0;
   int64_t max_samples = 0;
   int64_t threads = 0;
+  Device device = Device::kCpu;
   bool double_precision = false;
   bool json = false;
 };
@@ -42,8 +44,12 @@ std::string ToJsonText(const Evaluation& evaluation) {
 
 absl::Status Eval(const EvalOptions& options) {
   RankOptions rank_options;
-  rank_options.dtype = options.double_precision ? DType::kF64 : DType::kF32;
+  if (options.double_precision && options.device == Device::kCuda) {
+    return absl::InvalidArgumentError("--float64 is for the cpu: cuda computes in bfloat16");
+  }
   rank_options.threads = options.threads;
+  SetDevice(options.device, &rank_options);
+  if (options.double_precision) rank_options.dtype = DType::kF64;
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     std::optional<Model> model;
     std::optional<IndexedDataset> dataset;
@@ -85,6 +91,7 @@ void AddEvalCommand(CLI::App& app, CommandBody* body) {
                    "Score only so many pieces, spread evenly; 0 = all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  AddDeviceOption(*command, &options->device);
   command->add_option("--threads", options->threads, "Threads a rank; 0 = all cores")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

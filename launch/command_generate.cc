@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "launch/commands.h"
+#include "launch/device_option.h"
 #include "launch/generator.h"
 #include "launch/model_folder.h"
 #include "launch/rank_runtime.h"
@@ -25,6 +26,7 @@ struct GenerateOptions {
   std::string prompt_file;
   GenerationOptions generation;
   int64_t threads = 0;
+  Device device = Device::kCpu;
   bool quiet = false;
 };
 
@@ -38,6 +40,7 @@ absl::StatusOr<std::string> PromptText(const GenerateOptions& options) {
 absl::Status GenerateText(const GenerateOptions& options) {
   RankOptions rank_options;
   rank_options.threads = options.threads;
+  SetDevice(options.device, &rank_options);
   rank_options.many_ranks = false;
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     if (rank.comm.rank() != 0) return absl::OkStatus();
@@ -101,6 +104,7 @@ void AddGenerateCommand(CLI::App& app, CommandBody* body) {
       ->check(CLI::Range(1e-9, 1.0))
       ->capture_default_str();
   command->add_option("--seed", sampling.seed, "Same seed, same text")->capture_default_str();
+  AddDeviceOption(*command, &options->device);
   command->add_option("--threads", options->threads, "0 = all cores")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -1,5 +1,6 @@
 // A group of ranks and what they do together. The one virtual interface of the project: host
-// tensors travel over MPI (mpi_runtime.h), one rank alone needs no library (self_communicator.h).
+// tensors travel over MPI (mpi_runtime.h), device tensors over NCCL (cuda/nccl_runtime.h, which
+// says what is different there), one rank alone needs no library (self_communicator.h).
 //
 // Collective calls: every rank of the group makes the same calls in the same order with the same
 // label. The label ("gradient bucket 3") names a call in time-out reports, and ranks whose calls
@@ -55,6 +56,7 @@ class Work {
   bool Test() { return pending_ == nullptr || pending_->Test(); }
 
   // Blocks until the call is complete and returns its outcome, the same one however often asked.
+  // Over NCCL it blocks the compute stream, not the host, and the outcome is not known yet.
   absl::Status Wait();
 
  private:
@@ -82,7 +84,7 @@ class Communicator {
   int size() const { return size_; }
   const std::string& name() const { return name_; }
 
-  // Reduces `data` (float32, float64, int32 or int64) over the ranks, in place.
+  // Reduces `data` (float32, float64, int32, int64; over NCCL also bf16) over the ranks, in place.
   virtual Work AllReduceAsync(TensorView data, ReduceOp op, const std::string& label) = 0;
 
   // Copies `data` of rank `root` to every rank.

@@ -12,28 +12,13 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/mpi_work.h"
 #include "runtime/comm/rank_list.h"
+#include "runtime/comm/transfer_size.h"
 
 namespace evenkeel {
 namespace {
 
 // MPI counts in int; larger transfers go in pieces.
 constexpr int64_t kMaxPiece = int64_t{1} << 30;
-
-const char* NameOf(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return "f32";
-    case DType::kF64:
-      return "f64";
-    case DType::kBF16:
-      return "bf16";
-    case DType::kI32:
-      return "i32";
-    case DType::kI64:
-      return "i64";
-  }
-  return "";
-}
 
 MPI_Datatype ReducibleType(DType dtype) {
   switch (dtype) {
@@ -69,16 +54,6 @@ void CheckTensor(ConstTensorView view, const std::string& label) {
       << label << ": MPI moves dense host tensors, not " << view.shape.ToString();
 }
 
-int64_t BytesOf(ConstTensorView view) {
-  return view.num_elements() * SizeOf(view.dtype);
-}
-
-int64_t RowBytes(ConstTensorView view) {
-  int64_t bytes = SizeOf(view.dtype);
-  for (int i = 1; i < view.rank(); ++i) bytes *= view.dim(i);
-  return bytes;
-}
-
 // FNV-1a.
 uint64_t HashOf(const std::string& text) {
   uint64_t hash = 0xcbf29ce484222325u;
@@ -97,10 +72,6 @@ int64_t ToCounts(absl::Span<const int64_t> rows, std::vector<int>& counts,
     total += n;
   }
   return total;
-}
-
-std::string Describe(ConstTensorView view) {
-  return absl::StrCat(view.num_elements(), " x ", NameOf(view.dtype));
 }
 
 }  // namespace
@@ -212,7 +183,7 @@ Work MpiCommunicator::AllReduceAsync(TensorView data, ReduceOp op, const std::st
   CheckTensor(data, label);
   const MPI_Datatype type = ReducibleType(data.dtype);
   static constexpr const char* kNames[] = {"AllReduce", "AllReduceMax", "AllReduceMin"};
-  auto call = Begin(kNames[static_cast<int>(op)], label, Describe(data));
+  auto call = Begin(kNames[static_cast<int>(op)], label, DescribeSize(data));
   if (!call.ok()) return Work(call.status());
   auto work = std::make_unique<MpiWork>(this, *std::move(call));
   const int64_t n = data.num_elements();
@@ -228,7 +199,7 @@ Work MpiCommunicator::AllReduceAsync(TensorView data, ReduceOp op, const std::st
 Work MpiCommunicator::BroadcastAsync(TensorView data, int root, const std::string& label) {
   CheckTensor(data, label);
   EK_CHECK(0 <= root && root < size()) << label << ": root " << root << " of " << size();
-  auto call = Begin("Broadcast", label, absl::StrCat(Describe(data), " from rank ", root));
+  auto call = Begin("Broadcast", label, absl::StrCat(DescribeSize(data), " from rank ", root));
   if (!call.ok()) return Work(call.status());
   auto work = std::make_unique<MpiWork>(this, *std::move(call));
   const int64_t n = BytesOf(data);
@@ -244,7 +215,7 @@ Work MpiCommunicator::AllGatherAsync(ConstTensorView mine, TensorView all,
                                      absl::Span<const int64_t> rows, const std::string& label) {
   CheckTensor(mine, label);
   CheckTensor(all, label);
-  auto call = Begin("AllGather", label, Describe(all));
+  auto call = Begin("AllGather", label, DescribeSize(all));
   if (!call.ok()) return Work(call.status());
   auto work = std::make_unique<MpiWork>(this, *std::move(call));
   std::vector<int> counts, offsets;
@@ -271,7 +242,7 @@ Work MpiCommunicator::ReduceScatterAsync(ConstTensorView all, TensorView mine,
   CheckTensor(all, label);
   CheckTensor(mine, label);
   const MPI_Datatype type = ReducibleType(all.dtype);
-  auto call = Begin("ReduceScatter", label, Describe(all));
+  auto call = Begin("ReduceScatter", label, DescribeSize(all));
   if (!call.ok()) return Work(call.status());
   auto work = std::make_unique<MpiWork>(this, *std::move(call));
   const int64_t row_elements = RowBytes(all) / SizeOf(all.dtype);

@@ -156,6 +156,67 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
 
 namespace {
 
+ReluAttentionForwardParams ReluParams(const CudaTaskPlan& plan, size_t num_tasks, double scale,
+                                      const ConstTensorView& q, const ConstTensorView& k,
+                                      const ConstTensorView& v) {
+  CheckHeads(q);
+  CheckHeads(k);
+  CheckHeads(v);
+  ReluAttentionForwardParams params;
+  params.tasks = plan.tasks;
+  params.num_tasks = static_cast<int64_t>(num_tasks);
+  params.num_heads = static_cast<int>(q.dim(1));
+  params.head_dim = static_cast<int>(q.dim(2));
+  params.value_dim = static_cast<int>(v.dim(2));
+  params.scale = static_cast<float>(scale);
+  params.q = q.data;
+  params.k = k.data;
+  params.v = v.data;
+  params.q_stride = q.stride(0);
+  params.k_stride = k.stride(0);
+  params.v_stride = v.stride(0);
+  return params;
+}
+
+}  // namespace
+
+void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, double scale,
+                               ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                               TensorView out) {
+  const ArenaScope scope(context.arena);
+  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/false);
+  ReluAttentionForwardParams params = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
+  CheckHeads(out);
+  params.out = out.data;
+  params.out_stride = out.stride(0);
+  Note(context, LaunchReluAttentionForward(params, StreamOf(context)), "ReluBlockAttentionForward");
+}
+
+void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, double scale,
+                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                                ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv) {
+  const ArenaScope scope(context.arena);
+  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/false);
+  ReluAttentionBackwardParams params;
+  params.forward = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
+  CheckHeads(dout);
+  CheckHeads(dq);
+  CheckHeads(dk);
+  CheckHeads(dv);
+  params.dout = dout.data;
+  params.dout_stride = dout.stride(0);
+  params.dq = dq.data;
+  params.dq_stride = dq.stride(0);
+  params.dk = dk.data;
+  params.dk_stride = dk.stride(0);
+  params.dv = dv.data;
+  params.dv_stride = dv.stride(0);
+  Note(context, LaunchReluAttentionBackward(params, StreamOf(context)),
+       "ReluBlockAttentionBackward");
+}
+
+namespace {
+
 LightningForwardParams LightningParams(const OpContext& context, const CudaSequencePlan& plan,
                                        absl::Span<const double> slopes, const ConstTensorView& q,
                                        const ConstTensorView& k, const ConstTensorView& v,

@@ -18,7 +18,7 @@ void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices t
   EmbeddingForwardParams params;
   params.tokens = tokens.size();
   params.columns = table.dim(1);
-  params.ids = Mirror(context, tokens).device;
+  params.ids = cuda::Mirror(context, tokens).device;
   params.table = table.data;
   params.scale = static_cast<float>(scale);
   params.y = y.data;
@@ -61,7 +61,7 @@ void CrossEntropy(const OpContext& context, const ConstTensorView& logits, void*
   params.float_logits = logits.dtype == DType::kF32;
   params.logits = data;
   params.stride = logits.stride(0);
-  params.targets = Mirror(context, targets).device;
+  params.targets = cuda::Mirror(context, targets).device;
   params.scale = static_cast<float>(scale);
   params.losses = losses.as<float>();
   params.losses_only = losses_only;

@@ -19,7 +19,7 @@ LrpeParams LrpeParamsOf(const OpContext& context, Activation activation, const C
   params.tokens = x.dim(0);
   params.heads = x.dim(1);
   params.head_dim = x.dim(2);
-  params.positions = Mirror(context, positions).device;
+  params.positions = cuda::Mirror(context, positions).device;
   params.theta = theta.as<float>();
   params.x = x.data;
   params.x_stride = x.stride(0);
@@ -42,7 +42,7 @@ void RopeTable(const OpContext& context, Positions positions,
   RopeTableParams params;
   params.tokens = positions.size();
   params.head_dim = 2 * cos.dim(1);
-  params.positions = Mirror(context, positions).device;
+  params.positions = cuda::Mirror(context, positions).device;
   params.inverse_frequencies = frequencies.as<double>();
   params.attention_factor = attention_factor;
   params.cos = cos.as<float>();
@@ -103,7 +103,7 @@ void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView th
   params.tokens = x.dim(0);
   params.heads = x.dim(1);
   params.head_dim = x.dim(2);
-  params.positions = Mirror(context, positions).device;
+  params.positions = cuda::Mirror(context, positions).device;
   params.theta = theta.as<float>();
   params.reflection = reflection.as<float>();
   params.x = x.data;
@@ -124,7 +124,7 @@ void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView t
   params.tokens = y.dim(0);
   params.heads = y.dim(1);
   params.head_dim = y.dim(2);
-  params.positions = Mirror(context, positions).device;
+  params.positions = cuda::Mirror(context, positions).device;
   params.theta = theta.as<float>();
   params.reflection = reflection.as<float>();
   params.y = y.data;

@@ -1,0 +1,63 @@
+// Communicator over NCCL for device tensors. Internal to runtime/comm: made by NcclRuntime.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "runtime/comm/communicator.h"
+#include "runtime/comm/cuda/nccl_context.h"
+#include "runtime/comm/cuda/nccl_handle.h"
+#include "runtime/comm/cuda/nccl_work.h"
+
+namespace evenkeel {
+
+class NcclCommunicator : public Communicator {
+ public:
+  // `bootstrap` connects the same ranks on the host; `owned` is null or owns it. Collective.
+  static absl::StatusOr<std::unique_ptr<Communicator>> Create(Communicator* bootstrap,
+                                                              std::unique_ptr<Communicator> owned,
+                                                              const std::string& name,
+                                                              std::shared_ptr<NcclContext> context);
+  ~NcclCommunicator() override;
+
+  Work AllReduceAsync(TensorView data, ReduceOp op, const std::string& label) override;
+  Work BroadcastAsync(TensorView data, int root, const std::string& label) override;
+  Work AllGatherAsync(ConstTensorView mine, TensorView all, absl::Span<const int64_t> rows,
+                      const std::string& label) override;
+  Work ReduceScatterAsync(ConstTensorView all, TensorView mine, absl::Span<const int64_t> rows,
+                          ReduceOp op, const std::string& label) override;
+  Work AllToAllAsync(ConstTensorView send, absl::Span<const int64_t> send_rows, TensorView recv,
+                     absl::Span<const int64_t> recv_rows, const std::string& label) override;
+  Work SendRecvAsync(absl::Span<const SendTo> sends, absl::Span<const ReceiveFrom> receives,
+                     const std::string& label) override;
+  Work BarrierAsync(const std::string& label) override;
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key,
+                                                      const std::string& name) override;
+  void SetStep(int64_t step) override { context_->watchdog().SetStep(step); }
+  [[noreturn]] void Abort(ExitCode code) override;
+
+ private:
+  NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Communicator> owned,
+                   const std::string& name, std::shared_ptr<NcclContext> context,
+                   std::shared_ptr<NcclHandle> handle, int32_t* barrier_flag);
+
+  // Enqueues what `calls` calls, between the work that the compute stream holds now and a mark to
+  // wait for. `size` is "1024 x f32", or empty.
+  Work Enqueue(const std::string& op, const std::string& label, const std::string& size,
+               const NcclHandle::GroupCalls& calls);
+  absl::Status TryEnqueue(const WatchedCall& call, NcclCallEvents& events,
+                          const NcclHandle::GroupCalls& calls);
+
+  Communicator* bootstrap_;
+  std::unique_ptr<Communicator> owned_bootstrap_;
+  std::shared_ptr<NcclContext> context_;
+  std::shared_ptr<NcclHandle> handle_;
+  std::shared_ptr<const NcclCallEvents> last_call_;
+  std::string place_;
+  int stream_number_;
+  int64_t sequence_ = 0;
+  int32_t* barrier_flag_;  // device memory; what is in it does not matter
+};
+
+}  // namespace evenkeel

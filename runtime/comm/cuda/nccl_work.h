@@ -1,0 +1,35 @@
+// One call under way on the GPU. Internal to runtime/comm.
+#pragma once
+
+#include <memory>
+
+#include "runtime/comm/communicator.h"
+#include "runtime/comm/cuda/cuda_event_pool.h"
+#include "runtime/comm/cuda/nccl_context.h"
+
+namespace evenkeel {
+
+// Marks on the communicator's stream. Shared by the Work and the watchdog, either of which may be
+// done with the call first.
+struct NcclCallEvents {
+  CudaEvent start, end;
+};
+
+class NcclWork : public Work::Pending {
+ public:
+  NcclWork(NcclContext* context, std::shared_ptr<const NcclCallEvents> events)
+      : context_(context), events_(std::move(events)) {}
+  // Makes the compute stream wait, if nobody has.
+  ~NcclWork() override;
+
+  bool Test() override;
+  // Makes the compute stream wait, the first time. Returns what is known of failures by now.
+  absl::Status Wait() override;
+
+ private:
+  NcclContext* context_;
+  std::shared_ptr<const NcclCallEvents> events_;
+  bool has_waited_ = false;
+};
+
+}  // namespace evenkeel
