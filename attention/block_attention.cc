@@ -37,7 +37,7 @@ void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, d
                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                TensorView out) {
   CheckOperands(plan.tasks, q, k, v, out);
-  EK_PASS_ON_TO_CUDA(context, ReluBlockAttentionForward(context, plan, scale, q, k, v, out))
+  EK_TRACE_ON_CUDA(context, ReluBlockAttentionForward, plan, scale, q, k, v, out)
   DispatchFloat(q.dtype, [&]<typename T>() {
     SoftmaxForwardParams<T> params;
     params.q = RowsOf<T>(q);
@@ -58,8 +58,7 @@ void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, 
   CheckOperands(plan.tasks, q, k, v, dout);
   EK_CHECK(dq.shape == q.shape && dk.shape == k.shape && dv.shape == v.shape)
       << "gradients " << dq.shape.ToString() << dk.shape.ToString() << dv.shape.ToString();
-  EK_PASS_ON_TO_CUDA(context,
-                     ReluBlockAttentionBackward(context, plan, scale, q, k, v, dout, dq, dk, dv))
+  EK_TRACE_ON_CUDA(context, ReluBlockAttentionBackward, plan, scale, q, k, v, dout, dq, dk, dv)
   DispatchFloat(q.dtype, [&]<typename T>() {
     ClearKeyRows<T>(context, plan.tasks, dk);
     ClearKeyRows<T>(context, plan.tasks, dv);

@@ -90,8 +90,8 @@ void LightningAttentionForward(const OpContext& context, const SequencePlan& pla
   CheckRows(out, sizes.value_rows(), q.dtype);
   CheckState(initial_state, sizes.states(), WideDType(q.dtype));
   CheckState(final_state, sizes.states(), WideDType(q.dtype));
-  EK_PASS_ON_TO_CUDA(context, LightningAttentionForward(context, plan, slopes, q, k, v,
-                                                        initial_state, out, final_state))
+  EK_TRACE_ON_CUDA(context, LightningAttentionForward, plan, slopes, q, k, v, initial_state, out,
+                   final_state)
   DispatchFloat(q.dtype, [&]<typename T>() {
     LightningPass<T> pass;
     pass.num_heads = sizes.num_heads;
@@ -124,9 +124,8 @@ void LightningAttentionBackward(const OpContext& context, const SequencePlan& pl
   CheckState(initial_state, sizes.states(), WideDType(q.dtype));
   CheckState(dfinal_state, sizes.states(), WideDType(q.dtype));
   CheckState(dinitial_state, sizes.states(), WideDType(q.dtype));
-  EK_PASS_ON_TO_CUDA(context,
-                     LightningAttentionBackward(context, plan, slopes, q, k, v, initial_state, dout,
-                                                dfinal_state, dq, dk, dv, dinitial_state))
+  EK_TRACE_ON_CUDA(context, LightningAttentionBackward, plan, slopes, q, k, v, initial_state, dout,
+                   dfinal_state, dq, dk, dv, dinitial_state)
   DispatchFloat(q.dtype, [&]<typename T>() {
     LightningPass<T> pass;
     pass.num_heads = sizes.num_heads;

@@ -37,7 +37,7 @@ void SoftmaxAttentionForward(const OpContext& context, const TaskPlan& plan, dou
                              ConstTensorView q, ConstTensorView k, ConstTensorView v,
                              TensorView out, TensorView lse) {
   CheckOperands(plan.tasks, q, k, v, out, lse);
-  EK_PASS_ON_TO_CUDA(context, SoftmaxAttentionForward(context, plan, scale, q, k, v, out, lse))
+  EK_TRACE_ON_CUDA(context, SoftmaxAttentionForward, plan, scale, q, k, v, out, lse)
   DispatchFloat(q.dtype, [&]<typename T>() {
     SoftmaxForwardParams<T> params;
     params.q = RowsOf<T>(q);
@@ -63,8 +63,8 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
            HoldsKeyGradients(dv, v, mode))
       << "gradients " << dout.shape.ToString() << dq.shape.ToString() << dk.shape.ToString()
       << dv.shape.ToString();
-  EK_PASS_ON_TO_CUDA(context, SoftmaxAttentionBackward(context, plan, scale, q, k, v, out, lse,
-                                                       dout, dq, dk, dv, mode))
+  EK_TRACE_ON_CUDA(context, SoftmaxAttentionBackward, plan, scale, q, k, v, out, lse, dout, dq, dk,
+                   dv, mode)
   DispatchFloat(q.dtype, [&]<typename T>() {
     if (mode == KeyGradients::kWrite) {
       ClearKeyRows<T>(context, plan.tasks, dk);

@@ -103,6 +103,13 @@ void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
                "peak of a rank for mfu; 0 = a matrix product measured at the start", 0, 1e12);
 }
 
+void DescribeTrace(ConfigFields& fields, TraceConfig& config) {
+  fields.Int("steps", &config.steps,
+             "steps whose timeline is written to trace/rank-N.json (opens in ui.perfetto.dev)", 0,
+             kManySteps);
+  fields.Int("first_step", &config.first_step, "the first of them", 1, kManySteps);
+}
+
 }  // namespace
 
 DType ComputeDType(const RuntimeConfig& config) {
@@ -132,6 +139,8 @@ void DescribeFields(ConfigFields& fields, RunConfig& config) {
                  [&](ConfigFields& section) { DescribeCheckpoint(section, config.checkpoint); });
   fields.Section("runtime", "how to run it on this machine",
                  [&](ConfigFields& section) { DescribeRuntime(section, config.runtime); });
+  fields.Section("trace", "where the time of a step goes",
+                 [&](ConfigFields& section) { DescribeTrace(section, config.trace); });
   if (std::min(config.train.micro_batch_size, config.train.global_batch_size) >
       kMaxTokensAtOnce / config.data.sequence_length) {
     fields.Error("train.micro_batch_size", absl::StrCat("times data.sequence_length is more than ",

@@ -63,6 +63,12 @@ struct RuntimeConfig {
 // What ops compute in: what was chosen, or the device's own (float32, bf16 on a GPU).
 DType ComputeDType(const RuntimeConfig& config);
 
+// Which steps the timeline shows (RUN/trace).
+struct TraceConfig {
+  int64_t steps = 0;  // 0: none
+  int64_t first_step = 5;
+};
+
 struct RunConfig {
   std::string folder = "runs/default";
   int64_t seed = 1;
@@ -71,6 +77,7 @@ struct RunConfig {
   TrainConfig train;
   CheckpointConfig checkpoint;
   RuntimeConfig runtime;
+  TraceConfig trace;
 };
 
 // Reads or writes all sections.

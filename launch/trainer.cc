@@ -118,6 +118,7 @@ absl::Status Trainer::Start() {
 
   peak_flops_ = config_.runtime.peak_gflops > 0 ? config_.runtime.peak_gflops * 1e9
                                                 : MeasurePeakFlops(context_);
+  EK_ASSIGN_OR_RETURN(tracer_, StepTracer::Create(config_, comm_));
   if (comm_.rank() == 0) {
     EK_ASSIGN_OR_RETURN(report_, RunReport::Open(config_, progress_.step));
     report_->Message(absl::StrFormat(
@@ -141,8 +142,11 @@ absl::Status Trainer::Run() {
   bool stop = false;
   while (progress_.step < config_.train.steps && !stop) {
     comm_.SetStep(progress_.step + 1);
+    if (gpu_comm_ != nullptr) gpu_comm_->world().SetStep(progress_.step + 1);
+    EK_RETURN_IF_ERROR(tracer_->BeginStep(progress_.step + 1, context_));
     const double begin = Now();
     EK_ASSIGN_OR_RETURN(const StepResult result, Step());
+    tracer_->EndStep(progress_.step, context_);
     EK_RETURN_IF_ERROR(ReportStep(result, Now() - begin));
     stop = result.stop_requested;
     const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
@@ -170,6 +174,10 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   const double begin = Now();
   std::vector<PackedBatch> batches;
   absl::Status data_status;
+  const auto phase = [&](const char* name) {
+    return std::make_unique<TraceSpan>(tracer_->host_writer(), tracer_->host_lane(), name);
+  };
+  auto span = phase("read data");
   double counts[2] = {0, 0};  // targets, FLOPs
   for (const MicroBatch& micro :
        MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
@@ -185,6 +193,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   }
   if (batches.empty()) batches.emplace_back();  // takes part in the reductions all the same
   result.data_seconds = Now() - begin;
+  span = phase("count targets");
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, data_status, "training data"));
   EK_RETURN_IF_ERROR(
       comm_.AllReduce(TensorView(counts, DType::kF64, {2}), ReduceOp::kSum, "target counts"));
@@ -194,6 +203,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The loss is the mean over all tokens of the global batch that have a target, counted once: a
   // rank's share of it follows from what it holds, which may be nothing.
   const double scale = counts[0] > 0 ? 1 / counts[0] : 0;
+  span = phase(context_.cuda == nullptr ? "forward and backward" : "enqueue");
   const ArenaScope scope(context_.arena);
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
@@ -217,6 +227,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   step.clip_norm = config_.train.clip_norm;
   optimizer_.Update(context_, step, model_, sums.Rows(1, 2));
 
+  span = phase("wait for results");
   double values[2] = {0, 0};
   EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
   result.exposed_comm_seconds =

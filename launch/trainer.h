@@ -8,6 +8,7 @@
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "launch/run_report.h"
+#include "launch/step_tracer.h"
 #include "launch/training_data.h"
 #include "launch/training_state.h"
 #include "models/model.h"
@@ -70,6 +71,7 @@ class Trainer {
   Optimizer optimizer_;
   ModelShape shape_;
   TrainingProgress progress_;
+  std::optional<StepTracer> tracer_;
   double start_seconds_ = 0;
   double peak_flops_ = 0;  // of a rank
   double last_loss_ = 0;

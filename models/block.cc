@@ -10,6 +10,7 @@
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/norm.h"
 #include "runtime/ops/position.h"
+#include "runtime/ops/step_trace.h"
 #include "runtime/ops/urpe.h"
 
 namespace evenkeel {
@@ -334,7 +335,11 @@ namespace {
 void AttentionForward(const OpContext& context, const BlockSpec& spec,
                       const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
                       const BlockActivations& saved) {
-  PreAttentionForward(context, spec, weights, layout, saved.x, saved.proj);
+  {
+    const TraceScope trace(context, "pre-attention");
+    PreAttentionForward(context, spec, weights, layout, saved.x, saved.proj);
+  }
+  const TraceScope trace(context, "core attention");
   const ArenaScope scope(context.arena);
   const CoreTensors core = MakeCoreInputs(context, spec, weights, layout, saved.proj);
   LocalCoreForward(context, spec, layout, core, saved.out, saved.lse);
@@ -363,8 +368,11 @@ void BlockForward(const OpContext& context, const BlockSpec& spec,
     saved.pair = Activations(context, {tokens, 2 * spec.intermediate_size});
   }
   AttentionForward(context, spec, weights, layout, saved);
-  PostAttentionForward(context, spec, weights, saved.x, saved.proj, saved.out, saved.x_mid,
-                       saved.pair, y);
+  {
+    const TraceScope trace(context, "post-attention");
+    PostAttentionForward(context, spec, weights, saved.x, saved.proj, saved.out, saved.x_mid,
+                         saved.pair, y);
+  }
   if (recompute == Recompute::kLayer) {
     context.arena.Release(before);
     saved.proj = saved.out = saved.lse = TensorView();
@@ -379,6 +387,7 @@ void BlockBackward(const OpContext& context, const BlockSpec& spec,
   const int64_t tokens = kept.x.dim(0);
   BlockActivations saved = kept;
   if (saved.proj.empty()) {
+    const TraceScope trace(context, "attention again");
     AllocateAttention(context, spec, saved);
     AttentionForward(context, spec, weights, layout, saved);
   }
@@ -386,7 +395,11 @@ void BlockBackward(const OpContext& context, const BlockSpec& spec,
   {
     const ArenaScope core_scope(context.arena);
     TensorView dout = Workspace(context, {tokens, spec.q_width()});
-    PostAttentionBackward(context, spec, weights, gradients, saved, dx, dout, dproj);
+    {
+      const TraceScope trace(context, "post-attention backward");
+      PostAttentionBackward(context, spec, weights, gradients, saved, dx, dout, dproj);
+    }
+    const TraceScope trace(context, "core attention backward");
     const CoreTensors core = MakeCoreInputs(context, spec, weights, layout, saved.proj);
     const auto dparts = PartsOf(spec, dproj);
     CoreTensors dcore{dparts.q, dparts.k, dparts.v};
@@ -397,6 +410,7 @@ void BlockBackward(const OpContext& context, const BlockSpec& spec,
     LocalCoreBackward(context, spec, layout, core, saved.out, saved.lse, dout, dcore);
     CoreInputsBackward(context, spec, weights, gradients, layout, saved.proj, core, dcore, dproj);
   }
+  const TraceScope trace(context, "pre-attention backward");
   PreAttentionBackward(context, spec, weights, gradients, saved.x, dproj, dx);
 }
 

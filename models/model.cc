@@ -12,6 +12,7 @@
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/norm.h"
+#include "runtime/ops/step_trace.h"
 
 namespace evenkeel {
 namespace {
@@ -183,6 +184,7 @@ void Model::ForwardBackward(const OpContext& context, const PackedBatch& batch, 
     x = Allocate(context, stream, MemoryPurpose::kActivations);
     EmbedTokens(context, config_, weights, ids, x);
     for (size_t layer = 0; layer < specs_.size(); ++layer) {
+      const TraceScope trace(context, "layer", layer, "forward");
       marks[layer] = context.arena.mark();
       TensorView y = Allocate(context, stream, MemoryPurpose::kActivations);
       saved[layer].x = x;
@@ -191,6 +193,7 @@ void Model::ForwardBackward(const OpContext& context, const PackedBatch& batch, 
       x = y;
     }
 
+    const TraceScope trace(context, "head and loss");
     const ArenaScope head_scope(context.arena);
     const Indices targets = Mirror(context, Indices(batch.targets));
     TensorView losses = AllocateLosses(context, tokens);
@@ -214,6 +217,7 @@ void Model::ForwardBackward(const OpContext& context, const PackedBatch& batch, 
   sink(head_begin, layout_.num_elements());
   for (size_t layer = specs_.size(); layer-- > 0;) {
     if (tokens > 0) {
+      const TraceScope trace(context, "layer", layer, "backward");
       BlockBackward(context, specs_[layer], weights.blocks[layer], gradients.blocks[layer], layout,
                     saved[layer], dx);
       context.arena.Release(marks[layer]);

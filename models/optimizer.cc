@@ -2,6 +2,7 @@
 
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/step_trace.h"
 
 namespace evenkeel {
 
@@ -27,6 +28,7 @@ absl::StatusOr<Optimizer> Optimizer::Create(const OpContext& context, const Mode
 
 void Optimizer::Update(const OpContext& context, const AdamWStepParams& step, Model& model,
                        TensorView sum_of_squares) {
+  const TraceScope trace(context, "optimizer");
   AddSquares(context, model.gradients().view(), sum_of_squares);
   ClippedAdamW(context, config_, step, ranges_, sum_of_squares,
                {model.gradients().view(), model.weights().view(), exp_avg_.view(),

@@ -138,7 +138,7 @@ void GatedBackward(const OpContext& context, ConstTensorView pair, ConstTensorVi
 
 void ActivationForward(const OpContext& context, Activation activation, ConstTensorView x,
                        TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, ActivationForward(context, activation, x, y))
+  EK_TRACE_ON_CUDA(context, ActivationForward, activation, x, y)
   EK_CHECK(x.shape == y.shape) << x.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() {
     switch (activation) {
@@ -154,7 +154,7 @@ void ActivationForward(const OpContext& context, Activation activation, ConstTen
 
 void ActivationBackward(const OpContext& context, Activation activation, ConstTensorView x,
                         ConstTensorView dy, TensorView dx) {
-  EK_PASS_ON_TO_CUDA(context, ActivationBackward(context, activation, x, dy, dx))
+  EK_TRACE_ON_CUDA(context, ActivationBackward, activation, x, dy, dx)
   EK_CHECK(x.shape == dy.shape && x.shape == dx.shape)
       << x.shape.ToString() << " " << dy.shape.ToString() << " -> " << dx.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() {
@@ -171,7 +171,7 @@ void ActivationBackward(const OpContext& context, Activation activation, ConstTe
 
 void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
                       TensorView h) {
-  EK_PASS_ON_TO_CUDA(context, GatedUnitForward(context, unit, pair, h))
+  EK_TRACE_ON_CUDA(context, GatedUnitForward, unit, pair, h)
   EK_CHECK(pair.dim(0) == h.dim(0) && pair.dim(1) == 2 * h.dim(1))
       << pair.shape.ToString() << " -> " << h.shape.ToString();
   DispatchFloat(h.dtype, [&]<typename T>() {
@@ -186,7 +186,7 @@ void GatedUnitForward(const OpContext& context, GatedUnit unit, ConstTensorView 
 
 void GatedUnitBackward(const OpContext& context, GatedUnit unit, ConstTensorView pair,
                        ConstTensorView dh, TensorView dpair, TensorView h) {
-  EK_PASS_ON_TO_CUDA(context, GatedUnitBackward(context, unit, pair, dh, dpair, h))
+  EK_TRACE_ON_CUDA(context, GatedUnitBackward, unit, pair, dh, dpair, h)
   EK_CHECK(pair.dim(0) == dh.dim(0) && pair.dim(1) == 2 * dh.dim(1) && dpair.shape == pair.shape)
       << pair.shape.ToString() << " " << dh.shape.ToString() << " -> " << dpair.shape.ToString();
   DispatchFloat(dh.dtype, [&]<typename T>() {

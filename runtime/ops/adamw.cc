@@ -68,7 +68,7 @@ void ClippedAdamW(const OpContext& context, const AdamWConfig& config, const Ada
                   absl::Span<const AdamWRange> ranges, ConstTensorView sum_of_squares,
                   const AdamWTensors& tensors) {
   EK_CHECK(!ranges.empty() && ranges.front().begin == 0 && sum_of_squares.num_elements() == 1);
-  EK_PASS_ON_TO_CUDA(context, ClippedAdamW(context, config, step, ranges, sum_of_squares, tensors))
+  EK_TRACE_ON_CUDA(context, ClippedAdamW, config, step, ranges, sum_of_squares, tensors)
   const double norm = std::sqrt(*sum_of_squares.as<double>());
   if (std::isfinite(norm)) {
     const double factor = step.clip_norm > 0 && norm > step.clip_norm ? step.clip_norm / norm : 1;

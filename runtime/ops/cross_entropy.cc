@@ -98,7 +98,7 @@ double ForwardBackwardRow(T* z, int64_t n, int32_t target, double scale) {
 
 void CrossEntropyForwardBackward(const OpContext& context, Indices targets, double scale,
                                  TensorView logits, TensorView losses) {
-  EK_PASS_ON_TO_CUDA(context, CrossEntropyForwardBackward(context, targets, scale, logits, losses))
+  EK_TRACE_ON_CUDA(context, CrossEntropyForwardBackward, targets, scale, logits, losses)
   EK_CHECK(logits.dim(0) == targets.size() && losses.num_elements() == targets.size())
       << logits.shape.ToString() << " " << targets.size() << " " << losses.shape.ToString();
   DispatchFloat(logits.dtype, [&]<typename T>() {
@@ -112,7 +112,7 @@ void CrossEntropyForwardBackward(const OpContext& context, Indices targets, doub
 
 void CrossEntropyForward(const OpContext& context, ConstTensorView logits, Indices targets,
                          TensorView losses) {
-  EK_PASS_ON_TO_CUDA(context, CrossEntropyForward(context, logits, targets, losses))
+  EK_TRACE_ON_CUDA(context, CrossEntropyForward, logits, targets, losses)
   EK_CHECK(logits.dim(0) == targets.size() && losses.num_elements() == targets.size())
       << logits.shape.ToString() << " " << targets.size() << " " << losses.shape.ToString();
   DispatchFloat(logits.dtype, [&]<typename T>() {

@@ -36,7 +36,7 @@ double SquaresOf(const T* x, int64_t n) {
 }  // namespace
 
 void SetZero(const OpContext& context, TensorView x) {
-  EK_PASS_ON_TO_CUDA(context, SetZero(context, x))
+  EK_TRACE_ON_CUDA(context, SetZero, x)
   DispatchFloat(x.dtype, [&]<typename T>() {
     ForEachRun<T>(
         context.pool,
@@ -45,7 +45,7 @@ void SetZero(const OpContext& context, TensorView x) {
 }
 
 void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, Copy(context, x, y))
+  EK_TRACE_ON_CUDA(context, Copy, x, y)
   DispatchFloat(x.dtype, [&]<typename T>() {
     ForEachRun<T>(
         context.pool,
@@ -109,7 +109,7 @@ void AddBias(const OpContext& context, ConstTensorView bias, TensorView x) {
 }
 
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias) {
-  EK_PASS_ON_TO_CUDA(context, BiasBackward(context, dy, dbias))
+  EK_TRACE_ON_CUDA(context, BiasBackward, dy, dbias)
   DispatchFloat(dy.dtype, [&]<typename T>() {
     const auto rows = row_loops::RowsOf<T>(dy);
     EK_CHECK(dbias.num_elements() == rows.columns) << dbias.shape.ToString();
@@ -127,7 +127,7 @@ void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias
 }
 
 void AddSum(const OpContext& context, ConstTensorView x, TensorView sum) {
-  EK_PASS_ON_TO_CUDA(context, AddSum(context, x, sum))
+  EK_TRACE_ON_CUDA(context, AddSum, x, sum)
   const double* values = x.as<double>();
   double total = 0;
   for (int64_t i = 0; i < x.num_elements(); ++i) total += values[i];
@@ -135,7 +135,7 @@ void AddSum(const OpContext& context, ConstTensorView x, TensorView sum) {
 }
 
 void AddSquares(const OpContext& context, ConstTensorView x, TensorView sum) {
-  EK_PASS_ON_TO_CUDA(context, AddSquares(context, x, sum))
+  EK_TRACE_ON_CUDA(context, AddSquares, x, sum)
   EK_CHECK(x.is_dense()) << x.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() {
     constexpr int64_t kBlock = 16384;

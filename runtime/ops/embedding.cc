@@ -9,7 +9,7 @@ using simd::Vec;
 
 void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices tokens, double scale,
                       TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, EmbeddingForward(context, table, tokens, scale, y))
+  EK_TRACE_ON_CUDA(context, EmbeddingForward, table, tokens, scale, y)
   EK_CHECK(y.dim(0) == tokens.size() && y.dim(1) == table.dim(1))
       << tokens.size() << " of " << table.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(y.dtype, [&]<typename T>() {
@@ -28,7 +28,7 @@ void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices t
 
 void EmbeddingBackward(const OpContext& context, Indices tokens, double scale, ConstTensorView dy,
                        TensorView dtable) {
-  EK_PASS_ON_TO_CUDA(context, EmbeddingBackward(context, tokens, scale, dy, dtable))
+  EK_TRACE_ON_CUDA(context, EmbeddingBackward, tokens, scale, dy, dtable)
   EK_CHECK(dy.dim(0) == tokens.size() && dy.dim(1) == dtable.dim(1))
       << tokens.size() << " of " << dy.shape.ToString() << " -> " << dtable.shape.ToString();
   DispatchFloat(dy.dtype, [&]<typename T>() {

@@ -172,7 +172,7 @@ void LrpeBackward(const OpContext& context, ConstTensorView x, ConstTensorView t
 
 void ActivatedLrpeForward(const OpContext& context, Activation activation, ConstTensorView x,
                           ConstTensorView theta, Positions positions, TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, ActivatedLrpeForward(context, activation, x, theta, positions, y))
+  EK_TRACE_ON_CUDA(context, ActivatedLrpeForward, activation, x, theta, positions, y)
   const ArenaScope scope(context.arena);
   TensorView activated = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
   ActivationForward(context, activation, x, activated);
@@ -182,8 +182,7 @@ void ActivatedLrpeForward(const OpContext& context, Activation activation, Const
 void ActivatedLrpeBackward(const OpContext& context, Activation activation, ConstTensorView x,
                            ConstTensorView theta, Positions positions, ConstTensorView dy,
                            TensorView dx, TensorView dtheta) {
-  EK_PASS_ON_TO_CUDA(
-      context, ActivatedLrpeBackward(context, activation, x, theta, positions, dy, dx, dtheta))
+  EK_TRACE_ON_CUDA(context, ActivatedLrpeBackward, activation, x, theta, positions, dy, dx, dtheta)
   const ArenaScope scope(context.arena);
   TensorView activated = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
   ActivationForward(context, activation, x, activated);

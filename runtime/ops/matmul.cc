@@ -137,7 +137,7 @@ void MatMulOf(const OpContext& context, ConstTensorView a, bool transpose_a, Con
 
 void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, double beta, TensorView c) {
-  EK_PASS_ON_TO_CUDA(context, MatMul(context, a, transpose_a, b, transpose_b, beta, c))
+  EK_TRACE_ON_CUDA(context, MatMul, a, transpose_a, b, transpose_b, beta, c)
   // The pool's threads call OpenBLAS side by side; its own threads would only fight over the cores.
   static const bool is_single_threaded = [] {
     openblas_set_num_threads(1);
@@ -158,7 +158,7 @@ void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, 
 
 void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
                    ConstTensorView bias, ConstTensorView residual, TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, LinearForward(context, x, w, bias, residual, y))
+  EK_TRACE_ON_CUDA(context, LinearForward, x, w, bias, residual, y)
   if (!residual.empty() && residual.data != y.data) Copy(context, residual, y);
   MatMul(context, x, Transpose::kNo, w, Transpose::kYes, residual.empty() ? 0 : 1, y);
   if (!bias.empty()) AddBias(context, bias, y);

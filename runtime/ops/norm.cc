@@ -106,7 +106,7 @@ void Backward(const OpContext& context, ConstTensorView x, ConstTensorView gain,
 
 void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                     TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, RmsNormForward(context, x, gain, eps, y))
+  EK_TRACE_ON_CUDA(context, RmsNormForward, x, gain, eps, y)
   EK_CHECK(y.shape == x.shape && (gain.empty() || gain.num_elements() == x.dim(x.rank() - 1)))
       << x.shape.ToString() << " " << gain.shape.ToString() << " -> " << y.shape.ToString();
   DispatchFloat(x.dtype, [&]<typename T>() { Forward<T>(context, x, gain, eps, y); });
@@ -114,7 +114,7 @@ void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView
 
 void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                      ConstTensorView dy, TensorView dx, bool accumulate, TensorView dgain) {
-  EK_PASS_ON_TO_CUDA(context, RmsNormBackward(context, x, gain, eps, dy, dx, accumulate, dgain))
+  EK_TRACE_ON_CUDA(context, RmsNormBackward, x, gain, eps, dy, dx, accumulate, dgain)
   EK_CHECK(dy.shape == x.shape && dx.shape == x.shape && dgain.empty() == gain.empty() &&
            dgain.shape == gain.shape)
       << x.shape.ToString() << " " << gain.shape.ToString() << " " << dy.shape.ToString() << " "
@@ -126,7 +126,7 @@ void RmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorVie
 
 void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
                          double eps, TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, GatedRmsNormForward(context, x, gate, eps, y))
+  EK_TRACE_ON_CUDA(context, GatedRmsNormForward, x, gate, eps, y)
   const ArenaScope scope(context.arena);
   TensorView normed = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
   RmsNormForward(context, x, ConstTensorView(), eps, normed);
@@ -135,7 +135,7 @@ void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTenso
 
 void GatedRmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
                           double eps, ConstTensorView dy, TensorView dx, TensorView dgate) {
-  EK_PASS_ON_TO_CUDA(context, GatedRmsNormBackward(context, x, gate, eps, dy, dx, dgate))
+  EK_TRACE_ON_CUDA(context, GatedRmsNormBackward, x, gate, eps, dy, dx, dgate)
   const ArenaScope scope(context.arena);
   TensorView normed = context.arena.Allocate(x.dtype, x.shape, MemoryPurpose::kWorkspace);
   RmsNormForward(context, x, ConstTensorView(), eps, normed);

@@ -8,6 +8,7 @@
 namespace evenkeel {
 
 struct CudaOps;
+class StepTrace;
 
 // On the CPU ops run on the calling thread and the pool's, and when one returns, its result is
 // complete. On a GPU (`cuda` is not null) they enqueue their work on its compute stream and return:
@@ -19,6 +20,7 @@ struct OpContext {
   Arena& arena;
   DType dtype = DType::kF32;  // of activations and of the weights that ops multiply with
   CudaOps* cuda = nullptr;
+  StepTrace* trace = nullptr;  // where a timeline is wanted (step_trace.h)
 
   Device device() const { return cuda == nullptr ? Device::kCpu : Device::kCuda; }
   // Of statistics (lse, states, tables of angles) and of gradients of weights: float32 beside bf16.

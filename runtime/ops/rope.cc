@@ -98,8 +98,7 @@ double RopeAttentionFactor(const RopeConfig& config) {
 void RopeTable(const OpContext& context, Positions positions,
                absl::Span<const double> inverse_frequencies, double attention_factor,
                TensorView cos, TensorView sin) {
-  EK_PASS_ON_TO_CUDA(context,
-                     RopeTable(context, positions, inverse_frequencies, attention_factor, cos, sin))
+  EK_TRACE_ON_CUDA(context, RopeTable, positions, inverse_frequencies, attention_factor, cos, sin)
   const auto half = static_cast<int64_t>(inverse_frequencies.size());
   EK_CHECK(cos.shape == sin.shape && cos.dim(0) == positions.size() && cos.dim(1) == half)
       << positions.size() << " x " << half << " -> " << cos.shape.ToString();
@@ -124,7 +123,7 @@ void RopeTable(const OpContext& context, Positions positions,
 
 void ApplyRope(const OpContext& context, ConstTensorView cos, ConstTensorView sin, bool inverse,
                TensorView x) {
-  EK_PASS_ON_TO_CUDA(context, ApplyRope(context, cos, sin, inverse, x))
+  EK_TRACE_ON_CUDA(context, ApplyRope, cos, sin, inverse, x)
   EK_CHECK(x.rank() == 3 && cos.shape == sin.shape && cos.dim(0) == x.dim(0) &&
            2 * cos.dim(1) == x.dim(2))
       << x.shape.ToString() << " by " << cos.shape.ToString();

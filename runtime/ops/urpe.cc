@@ -21,7 +21,7 @@ void Reflect(const T* u, int64_t size, T* x) {
 
 void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView theta,
                  ConstTensorView reflection, Positions positions, TensorView y) {
-  EK_PASS_ON_TO_CUDA(context, UrpeForward(context, x, theta, reflection, positions, y))
+  EK_TRACE_ON_CUDA(context, UrpeForward, x, theta, reflection, positions, y)
   DispatchFloat(x.dtype, [&]<typename T>() {
     const int64_t heads = x.dim(1), size = x.dim(2);
     const T* angles = theta.as<T>();
@@ -50,8 +50,7 @@ void UrpeForward(const OpContext& context, ConstTensorView x, ConstTensorView th
 void UrpeBackward(const OpContext& context, ConstTensorView y, ConstTensorView theta,
                   ConstTensorView reflection, Positions positions, ConstTensorView dy,
                   TensorView dx, TensorView dtheta) {
-  EK_PASS_ON_TO_CUDA(context,
-                     UrpeBackward(context, y, theta, reflection, positions, dy, dx, dtheta))
+  EK_TRACE_ON_CUDA(context, UrpeBackward, y, theta, reflection, positions, dy, dx, dtheta)
   DispatchFloat(y.dtype, [&]<typename T>() {
     const int64_t tokens = y.dim(0), heads = y.dim(1), size = y.dim(2);
     const T* angles = theta.as<T>();

@@ -38,7 +38,7 @@ TEST_F(LossCudaTest, Bf16LogitsEqualCpu) {
     const DeviceArray<int32_t> targets_d(targets);
     std::vector<double> want = z.Dense(), want_loss(targets.size());
     CrossEntropyForwardBackward(context_, targets, scale, F64(want, {c.tokens, c.vocab}),
-                                absl::MakeSpan(want_loss));
+                                F64(want_loss, {static_cast<int64_t>(want_loss.size())}));
     std::vector<Bits> first;
     std::vector<float> first_loss;
     for (int run = 0; run < 2; ++run) {
@@ -81,7 +81,7 @@ TEST_F(LossCudaTest, FloatLogitsEqualCpu) {
     const std::vector<int32_t> targets = Targets(c);
     std::vector<double> want = ToDouble(z), want_loss(targets.size());
     CrossEntropyForwardBackward(context_, targets, 0.5, F64(want, {c.tokens, c.vocab}),
-                                absl::MakeSpan(want_loss));
+                                F64(want_loss, {static_cast<int64_t>(want_loss.size())}));
     const DeviceArray<int32_t> targets_d(targets);
     const DeviceArray<float> logits(z), losses(targets.size());
     CrossEntropyParams p;
@@ -130,7 +130,7 @@ TEST_F(LossCudaTest, HostileLogits) {
     }
     std::vector<double> want = z.Dense(), want_loss(targets.size());
     CrossEntropyForwardBackward(context_, targets, 1.0, F64(want, {5, vocab}),
-                                absl::MakeSpan(want_loss));
+                                F64(want_loss, {static_cast<int64_t>(want_loss.size())}));
     EXPECT_NEAR(static_cast<double>(loss[3]), want_loss[3], 1e-5);
     EXPECT_EQ(FromBits(got.at(3, 0)), 0.0);
     EXPECT_EQ(loss[4], 0.0f);

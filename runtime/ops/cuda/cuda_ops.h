@@ -13,6 +13,7 @@
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
+#include "runtime/ops/step_trace.h"
 
 // First line of an op that has a twin on the GPU: passes the call on if the context is a GPU's.
 // Builds without CUDA compile the call and drop it.
@@ -21,7 +22,20 @@
     if ((context).cuda != nullptr) return cuda::call; \
   }
 
+// The same, as a span of the timeline under the op's name.
+#define EK_TRACE_ON_CUDA(context, name, ...)      \
+  if constexpr (kWithCuda) {                      \
+    if ((context).cuda != nullptr) {              \
+      const TraceScope ek_scope_(context, #name); \
+      return cuda::name(context, __VA_ARGS__);    \
+    }                                             \
+  }
+
 namespace evenkeel::cuda {
+
+std::unique_ptr<StepTrace> MakeStepTrace(const OpContext& context);
+void PushRange(const char* name);
+void PopRange();
 
 int NumGpus();
 absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal);

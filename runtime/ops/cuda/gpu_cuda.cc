@@ -23,6 +23,7 @@ struct OpenedGpu {
   void* workspace = nullptr;
 
   ~OpenedGpu() {
+    if (device == nullptr) return;
     (void)cudaStreamSynchronize(device->stream());
     ops = nullptr;
     (void)cudaFree(workspace);

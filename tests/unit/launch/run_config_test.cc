@@ -102,6 +102,8 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"checkpoint.resume", "never"},
     {"checkpoint.fallback", "false"},
     {"checkpoint.on_error", "stop"},
+    {"trace.steps", "7"},
+    {"trace.first_step", "3"},
     {"runtime.device", "cuda"},
     {"runtime.dtype", "bfloat16"},
     {"runtime.ranks_per_gpu", "2"},
