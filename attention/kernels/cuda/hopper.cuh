@@ -70,6 +70,31 @@ __device__ __forceinline__ void CopyBytes(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// Start writing, or adding, contiguous float32 from shared memory, a multiple of 16 bytes. One
+// thread starts, commits and waits for its own transfers.
+__device__ __forceinline__ void StoreBytes(void* global, uint32_t shared, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+               "r"(shared), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void AddFloats(float* global, uint32_t shared, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
+      "r"(shared), "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void CommitTransfers() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until shared memory has been read.
+__device__ __forceinline__ void WaitTransfersRead() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Until global memory has been written.
+__device__ __forceinline__ void WaitTransfersDone() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 // Makes ordinary writes to shared memory visible to the copy engine and the warpgroup products.
 __device__ __forceinline__ void FenceSharedForAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

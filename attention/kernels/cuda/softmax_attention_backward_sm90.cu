@@ -3,9 +3,11 @@
 // transposed scores, keys by queries:
 //   S^T = K Q^T, dP^T = V dO^T;  P^T and dS^T stay in registers as left operands of
 //   dV += P^T dO, dK += dS^T Q;  dS^T goes to shared memory once, for dQ^T = K^T dS^T, of which
-//   each
-// warpgroup computes one half and adds it to memory in turn. A third warpgroup's first warp feeds
-// Q, dO, lse and delta by bulk copies, two stages ahead.
+//   each warpgroup computes one half and leaves it in shared memory.
+// The warps of a third warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
+// two stages ahead; the next two add a half of dQ each to memory, by bulk reductions, in turn.
+// (Additions by the threads that multiply cost a sixth of the time: they wait while their stores
+// are accepted.)
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -31,11 +33,11 @@ struct Sm90BackwardShape {
   static constexpr int kKeyBytes = kKeys * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kScoreBytes = kKeys * kQueries * 2;
-  static constexpr int kRowBytes = kQueries * 4;  // of lse, and of delta
-  static constexpr int kSharedBytes =
-      1024 + 2 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes);
+  static constexpr int kRowBytes = kQueries * 4;       // of lse, and of delta
   static constexpr int kTileFloats = kQueries * kDim;  // of dQ
   static constexpr int kHalfFloats = kTileFloats / 2;  // a warpgroup's
+  static constexpr int kSharedBytes =
+      1024 + 2 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
 };
 
 struct BackwardTensorMaps {
@@ -45,6 +47,7 @@ struct BackwardTensorMaps {
 struct BackwardBarriers {
   uint64_t keys_full;
   uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
+  uint64_t dq_full[2], dq_empty[2];  // of the halves of dQ
 };
 
 // One step of the consumers, told by the producer beside the query tile: they have no registers to
@@ -58,9 +61,16 @@ struct BackwardStep {
   int kv_len;  // of the task at its first step, else 0
 };
 
-// Shared memory of a block. The two stages of a piece follow one another.
+// What the consumers say of a half of dQ in shared memory.
+struct Contribution {
+  int tile;  // -1 after the last
+  int turn;
+};
+
+// Shared memory of a block. The two stages of a piece, and the two halves of dq, follow one
+// another.
 struct BackwardTiles {
-  uint32_t k, v, q, dout, ds, lse, delta;
+  uint32_t k, v, q, dout, ds, lse, delta, dq;
 };
 
 #if defined(EK_HAS_SM90A)
@@ -161,10 +171,40 @@ __device__ __forceinline__ float2 LoadShared8(uint32_t address) {
   return v;
 }
 
-__device__ __forceinline__ void AddFour(float* target, float a, float b, float c, float d) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(a),
-               "f"(b), "f"(c), "f"(d)
+__device__ __forceinline__ void StoreShared16(uint32_t address, float a, float b, float c,
+                                              float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
+               "f"(d)
                : "memory");
+}
+
+// A thread that adds one half of every dQ tile to memory, each when its turn has come.
+template <typename Shape>
+__device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace& w,
+                                                  BackwardBarriers& b, const BackwardTiles& tiles,
+                                                  const Contribution* contributions, int half) {
+  constexpr int kBytes = Shape::kHalfFloats * 4;
+  const uint32_t source = tiles.dq + half * kBytes;
+  for (uint32_t parity = 0;; parity ^= 1) {
+    WaitBarrier(SharedAddress(&b.dq_full[half]), parity);
+    const Contribution now = contributions[half];
+    if (now.tile < 0) return;
+    uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + half;
+    float* const target = w.dq + int64_t{now.tile} * Shape::kTileFloats + half * Shape::kHalfFloats;
+    while (ReadCounter(counter) != static_cast<uint32_t>(now.turn)) {
+    }
+    __threadfence();
+    if (now.turn == 0) {
+      StoreBytes(target, source, kBytes);
+    } else {
+      AddFloats(target, source, kBytes);
+    }
+    CommitTransfers();
+    WaitTransfersRead();
+    Arrive(SharedAddress(&b.dq_empty[half]));
+    WaitTransfersDone();
+    CountContribution(counter);
+  }
 }
 
 // The warpgroup's 64 keys of dK or dV.
@@ -195,9 +235,9 @@ __device__ __forceinline__ void StoreGradient(const float (&acc)[kDim / 2], void
 
 template <typename Shape>
 __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& params,
-                                               const SoftmaxBackwardWorkspace& w,
                                                BackwardBarriers& b, const BackwardTiles& tiles,
-                                               const BackwardStep* steps, const KeyTile& keys,
+                                               const BackwardStep* steps,
+                                               Contribution* contributions, const KeyTile& keys,
                                                int kv_head, int consumer) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const SoftmaxForwardParams& p = params.forward;
@@ -210,8 +250,7 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
   float dk[kDim / 2], dv[kDim / 2];
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0.0f;
-  uint32_t covered = 0;
-  uint32_t* signal = nullptr;  // counter of the contribution that is still to be announced
+  uint32_t covered = 0, dq_parity = 0;
   RingPlace place;
 
   WaitBarrier(SharedAddress(&b.keys_full), 0);
@@ -245,9 +284,6 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     StartScores<Shape>(s, k_rows, q_tile);
     WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
     StartScores<Shape>(dp, v_rows, do_tile);
-
-    uint32_t* const counter = w.counters + 1 + int64_t{step.tile} * 2 + consumer;
-    uint32_t seen = ReadCounter(counter);  // arrives while the products run
 
     const bool whole = step.begin <= consumer * 64 && step.end >= consumer * 64 + 64;
 
@@ -291,9 +327,6 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     FenceSharedForAsync();
     StartKeyGradient<Shape>(dv, probabilities, do_tile);
     NamedBarrierSync(kConsumersBarrier, 256);
-    // The barrier has ordered the contribution of the step before, which arrived long ago.
-    if (signal != nullptr && thread == 0) CountContribution(signal);
-    signal = counter;
 
     // D = 128: each warpgroup takes 64 columns of K. D = 64: each takes 64 of the queries.
     float dq[32];
@@ -310,19 +343,16 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     WgmmaWait<1>();
     release(b.do_empty[place.stage]);
 
-    float* const target =
-        w.dq + int64_t{step.tile} * Shape::kTileFloats + consumer * Shape::kHalfFloats + thread * 4;
-    while (seen != static_cast<uint32_t>(step.turn)) seen = ReadCounter(counter);
+    WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
+    const uint32_t dq_place = tiles.dq + consumer * Shape::kHalfFloats * 4 + thread * 16;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      float* const place4 = target + n * 512;
-      if (step.turn == 0) {
-        *reinterpret_cast<float4*>(place4) =
-            make_float4(dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
-      } else {
-        AddFour(place4, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
-      }
+      StoreShared16(dq_place + n * 2048, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
     }
+    if (thread == 0) contributions[consumer] = {step.tile, step.turn};
+    FenceSharedForAsync();
+    release(b.dq_full[consumer]);
+    dq_parity ^= 1;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = first_key + half * 8;
@@ -332,8 +362,9 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     release(b.q_empty[place.stage]);
     place.Advance();
   }
-  NamedBarrierSync(kConsumersBarrier, 256);
-  if (signal != nullptr && thread == 0) CountContribution(signal);
+  WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
+  if (thread == 0) contributions[consumer].tile = -1;
+  release(b.dq_full[consumer]);
 
   const int64_t row = int64_t{keys.kv_begin} + first_key;
   StoreGradient<kDim>(dk, params.dk, params.dk_stride, row, kv_head * p.head_dim, p.head_dim,
@@ -353,6 +384,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ uint8_t shared[];
   __shared__ BackwardBarriers b;
   __shared__ BackwardStep steps[2];
+  __shared__ Contribution contributions[2];
   __shared__ uint32_t ticket;
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
@@ -362,6 +394,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   tiles.ds = tiles.dout + 2 * Shape::kQueryBytes;
   tiles.lse = tiles.ds + 2 * Shape::kScoreBytes;
   tiles.delta = tiles.lse + 2 * Shape::kRowBytes;
+  tiles.dq = tiles.delta + 2 * Shape::kRowBytes;
   if (threadIdx.x == 0) {
     // Tickets, not block indices: a block may wait only for blocks that run already.
     ticket = atomicAdd(w.counters, 1);
@@ -371,6 +404,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
       InitBarrier(SharedAddress(&b.q_empty[i]), 256);  // consumer threads
       InitBarrier(SharedAddress(&b.do_empty[i]), 256);
+      InitBarrier(SharedAddress(&b.dq_full[i]), 128);  // a warpgroup's threads
+      InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
     }
     FenceSharedForAsync();
   }
@@ -380,12 +415,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int kv_head = ticket % p.num_kv_heads;
   if (threadIdx.x < 128) {
     LowerRegisters<24>();
-    if (threadIdx.x < 32) {
-      ProduceQueries<Shape>(params, w, maps, b, tiles, steps, keys, kv_head, threadIdx.x);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp == 0) {
+      ProduceQueries<Shape>(params, w, maps, b, tiles, steps, keys, kv_head, lane);
+    } else if (warp < 3 && lane == 0) {
+      AddQueryGradients<Shape>(w, b, tiles, contributions, warp - 1);
     }
   } else {
-    RaiseRegisters<240>();
-    ConsumeQueries<Shape>(params, w, b, tiles, steps, keys, kv_head, threadIdx.x / 128 - 1);
+    RaiseRegisters<240>();  // what the other warps gave back: 384 threads begin with 168
+    ConsumeQueries<Shape>(params, b, tiles, steps, contributions, keys, kv_head,
+                          threadIdx.x / 128 - 1);
   }
 #endif
 }
