@@ -138,7 +138,7 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   const auto valid = static_cast<double>(batch.num_valid());
   std::vector<double> seconds;
   double values[2] = {0, 0};
-  constexpr int kWarmUp = 3;
+  constexpr int kWarmUp = 10;  // products are tuned in these
   for (int step = 1; step <= kWarmUp + steps; ++step) {
     const double begin = Now();
     const ArenaScope scope(arena);

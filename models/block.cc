@@ -42,6 +42,21 @@ TensorView Activations(const OpContext& context, Shape shape) {
   return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
 }
 
+// Rows of a tensor [T, columns] that is kept or, if `kept` is empty, of a buffer for one chunk.
+class ChunkedRows {
+ public:
+  ChunkedRows(const OpContext& context, TensorView kept, int64_t tokens, int64_t columns)
+      : kept_(kept) {
+    if (kept.empty()) buffer_ = Workspace(context, {ChunkRows(context, tokens), columns});
+  }
+  TensorView operator()(int64_t begin, int64_t end) const {
+    return kept_.empty() ? buffer_.Rows(0, end - begin) : kept_.Rows(begin, end);
+  }
+
+ private:
+  TensorView kept_, buffer_;
+};
+
 // The columns of a projection, or of its gradient. q [T, H, D], k and v [T, G, D], gate [T, H D];
 // qk [T, H + G, D] is q and k as one.
 template <typename View>
@@ -110,14 +125,16 @@ void PairForward(const OpContext& context, const BlockSpec& spec,
 
 void PreAttentionForward(const OpContext& context, const BlockSpec& spec,
                          const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
-                         ConstTensorView x, TensorView proj) {
+                         ConstTensorView x, TensorView normed, TensorView proj) {
   const ArenaScope scope(context.arena);
-  TensorView normed_buffer = Workspace(context, {ChunkRows(context, x.dim(0)), spec.hidden_size});
+  const ChunkedRows normed_rows(context, normed, x.dim(0), spec.hidden_size);
   ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
-    TensorView normed = normed_buffer.Rows(0, end - begin);
+    TensorView normed_chunk = normed_rows(begin, end);
     TensorView chunk = proj.Rows(begin, end);
-    RmsNormForward(context, x.Rows(begin, end), weights.attention_norm, spec.norm_eps, normed);
-    LinearForward(context, normed, weights.in_proj, weights.in_proj_bias, ConstTensorView(), chunk);
+    RmsNormForward(context, x.Rows(begin, end), weights.attention_norm, spec.norm_eps,
+                   normed_chunk);
+    LinearForward(context, normed_chunk, weights.in_proj, weights.in_proj_bias, ConstTensorView(),
+                  chunk);
     if (!spec.copies_qk() && spec.position == PositionKind::kRope) {
       ApplyRope(context, layout.rope_cos.Rows(begin, end), layout.rope_sin.Rows(begin, end),
                 /*inverse=*/false, PartsOf(spec, chunk).qk);
@@ -182,26 +199,24 @@ void LocalCoreBackward(const OpContext& context, const BlockSpec& spec, const To
 void PostAttentionForward(const OpContext& context, const BlockSpec& spec,
                           const BlockViews<ConstTensorView>& weights, ConstTensorView x,
                           ConstTensorView proj, ConstTensorView out, TensorView x_mid,
-                          TensorView pair, TensorView y) {
+                          TensorView normed_mid, TensorView pair, TensorView y) {
   const ArenaScope scope(context.arena);
-  const int64_t rows = ChunkRows(context, x.dim(0));
+  const int64_t tokens = x.dim(0), rows = ChunkRows(context, tokens);
   TensorView mixed_buffer =
       spec.output_norm ? Workspace(context, {rows, spec.q_width()}) : TensorView();
-  TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
-  TensorView mid_buffer = x_mid.empty() ? Workspace(context, {rows, spec.hidden_size}) : x_mid;
-  TensorView pair_buffer =
-      pair.empty() ? Workspace(context, {rows, 2 * spec.intermediate_size}) : pair;
+  const ChunkedRows mid_rows(context, x_mid, tokens, spec.hidden_size);
+  const ChunkedRows normed_rows(context, normed_mid, tokens, spec.hidden_size);
+  const ChunkedRows pair_rows(context, pair, tokens, 2 * spec.intermediate_size);
   TensorView hidden_buffer = Workspace(context, {rows, spec.intermediate_size});
-  ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
+  ForEachChunk(context, tokens, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
-    TensorView mid = x_mid.empty() ? mid_buffer.Rows(0, n) : x_mid.Rows(begin, end);
-    TensorView pair_chunk = pair.empty() ? pair_buffer.Rows(0, n) : pair.Rows(begin, end);
+    TensorView mid = mid_rows(begin, end), pair_chunk = pair_rows(begin, end);
     TensorView hidden = hidden_buffer.Rows(0, n), y_chunk = y.Rows(begin, end);
     const ConstTensorView mixed =
         MixedOutput(context, spec, out.Rows(begin, end), PartsOf(spec, proj.Rows(begin, end)).gate,
                     RowsOrEmpty(mixed_buffer, 0, n));
     LinearForward(context, mixed, weights.out_proj, weights.out_proj_bias, x.Rows(begin, end), mid);
-    PairForward(context, spec, weights, mid, normed_buffer.Rows(0, n), pair_chunk);
+    PairForward(context, spec, weights, mid, normed_rows(begin, end), pair_chunk);
     GatedUnitForward(context, spec.unit, pair_chunk, hidden);
     LinearForward(context, hidden, weights.mlp_down, weights.mlp_down_bias, mid, y_chunk);
   });
@@ -216,9 +231,10 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
   const bool keeps_mlp = !saved.x_mid.empty();
   TensorView mixed_buffer =
       spec.output_norm ? Workspace(context, {rows, spec.q_width()}) : TensorView();
-  TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
+  const ChunkedRows normed_rows(context, saved.normed_mid, dx.dim(0), spec.hidden_size);
   TensorView dnormed_buffer = Workspace(context, {rows, spec.hidden_size});
   TensorView mid_buffer, pair_buffer;
+
   if (!keeps_mlp) {
     mid_buffer = Workspace(context, {rows, spec.hidden_size});
     pair_buffer = Workspace(context, {rows, 2 * spec.intermediate_size});
@@ -228,7 +244,8 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
 
   ForEachChunk(context, dx.dim(0), [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
-    TensorView dy = dx.Rows(begin, end), normed = normed_buffer.Rows(0, n);
+    TensorView dy = dx.Rows(begin, end), normed = normed_rows(begin, end);
+
     TensorView dnormed = dnormed_buffer.Rows(0, n), hidden = hidden_buffer.Rows(0, n);
     TensorView dpair = dpair_buffer.Rows(0, n);
     const ConstTensorView out = saved.out.Rows(begin, end);
@@ -239,7 +256,9 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     if (keeps_mlp) {
       mid = saved.x_mid.Rows(begin, end);
       pair = saved.pair.Rows(begin, end);
-      RmsNormForward(context, mid, weights.mlp_norm, spec.norm_eps, normed);
+      if (saved.normed_mid.empty()) {
+        RmsNormForward(context, mid, weights.mlp_norm, spec.norm_eps, normed);
+      }
     } else {
       mid = mid_buffer.Rows(0, n);
       pair = pair_buffer.Rows(0, n);
@@ -311,17 +330,22 @@ void CoreInputsBackward(const OpContext& context, const BlockSpec& spec,
 void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
                           const BlockViews<ConstTensorView>& weights,
                           const BlockViews<TensorView>& gradients, ConstTensorView x,
-                          ConstTensorView dproj, TensorView dx) {
+                          ConstTensorView normed, ConstTensorView dproj, TensorView dx) {
   const ArenaScope scope(context.arena);
-  const int64_t rows = ChunkRows(context, x.dim(0));
-  TensorView normed_buffer = Workspace(context, {rows, spec.hidden_size});
+  const int64_t tokens = x.dim(0), rows = ChunkRows(context, tokens);
+  TensorView normed_buffer =
+      normed.empty() ? Workspace(context, {rows, spec.hidden_size}) : TensorView();
   TensorView dnormed_buffer = Workspace(context, {rows, spec.hidden_size});
-  ForEachChunk(context, x.dim(0), [&](int64_t begin, int64_t end) {
-    TensorView normed = normed_buffer.Rows(0, end - begin);
-    TensorView dnormed = dnormed_buffer.Rows(0, end - begin);
+  ForEachChunk(context, tokens, [&](int64_t begin, int64_t end) {
     const ConstTensorView x_chunk = x.Rows(begin, end), dproj_chunk = dproj.Rows(begin, end);
-    RmsNormForward(context, x_chunk, weights.attention_norm, spec.norm_eps, normed);
-    LinearBackwardWeight(context, dproj_chunk, normed, gradients.in_proj);
+    ConstTensorView normed_chunk = RowsOrEmpty(normed, begin, end);
+    if (normed.empty()) {
+      const TensorView again = normed_buffer.Rows(0, end - begin);
+      RmsNormForward(context, x_chunk, weights.attention_norm, spec.norm_eps, again);
+      normed_chunk = again;
+    }
+    TensorView dnormed = dnormed_buffer.Rows(0, end - begin);
+    LinearBackwardWeight(context, dproj_chunk, normed_chunk, gradients.in_proj);
     if (!gradients.in_proj_bias.empty()) BiasBackward(context, dproj_chunk, gradients.in_proj_bias);
     LinearBackwardInput(context, dproj_chunk, weights.in_proj, dnormed);
     RmsNormBackward(context, x_chunk, weights.attention_norm, spec.norm_eps, dnormed,
@@ -337,7 +361,7 @@ void AttentionForward(const OpContext& context, const BlockSpec& spec,
                       const BlockActivations& saved) {
   {
     const TraceScope trace(context, "pre-attention");
-    PreAttentionForward(context, spec, weights, layout, saved.x, saved.proj);
+    PreAttentionForward(context, spec, weights, layout, saved.x, saved.normed, saved.proj);
   }
   const TraceScope trace(context, "core attention");
   const ArenaScope scope(context.arena);
@@ -366,12 +390,16 @@ void BlockForward(const OpContext& context, const BlockSpec& spec,
   if (recompute == Recompute::kNone) {
     saved.x_mid = Activations(context, {tokens, spec.hidden_size});
     saved.pair = Activations(context, {tokens, 2 * spec.intermediate_size});
+    if (context.cuda != nullptr) {
+      saved.normed = Activations(context, {tokens, spec.hidden_size});
+      saved.normed_mid = Activations(context, {tokens, spec.hidden_size});
+    }
   }
   AttentionForward(context, spec, weights, layout, saved);
   {
     const TraceScope trace(context, "post-attention");
     PostAttentionForward(context, spec, weights, saved.x, saved.proj, saved.out, saved.x_mid,
-                         saved.pair, y);
+                         saved.normed_mid, saved.pair, y);
   }
   if (recompute == Recompute::kLayer) {
     context.arena.Release(before);
@@ -411,7 +439,8 @@ void BlockBackward(const OpContext& context, const BlockSpec& spec,
     CoreInputsBackward(context, spec, weights, gradients, layout, saved.proj, core, dcore, dproj);
   }
   const TraceScope trace(context, "pre-attention backward");
-  PreAttentionBackward(context, spec, weights, gradients, saved.x, dproj, dx);
+
+  PreAttentionBackward(context, spec, weights, gradients, saved.x, saved.normed, dproj, dx);
 }
 
 }  // namespace evenkeel

@@ -59,6 +59,9 @@ struct BlockActivations {
   TensorView lse;    // [T, H], of the wide dtype
   TensorView x_mid;  // [T, C] after attention
   TensorView pair;   // [T, 2 F] both branches of the feed-forward
+  // Norms of x and x_mid, what enters the projections: kept on a GPU, where reading them costs half
+  // of computing them again. On the CPU they would cost passes over memory.
+  TensorView normed, normed_mid;  // [T, C]
 };
 
 // Inputs of core attention, or their gradients.
@@ -68,10 +71,11 @@ struct CoreTensors {
   TensorView v;  // [T, G, D]
 };
 
-// proj [T, P] = norm(x) W + b, with q and k rotated in place unless spec.copies_qk().
+// proj [T, P] = norm(x) W + b, with q and k rotated in place unless spec.copies_qk(). normed [T, C]
+// receives norm(x), or is empty.
 void PreAttentionForward(const OpContext& context, const BlockSpec& spec,
                          const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
-                         ConstTensorView x, TensorView proj);
+                         ConstTensorView x, TensorView normed, TensorView proj);
 
 // Returns q, k, v for core attention: views into proj, or, where q and k are normalised, activated
 // or widened first, tensors allocated in the context's arena.
@@ -86,11 +90,11 @@ void LocalCoreBackward(const OpContext& context, const BlockSpec& spec, const To
                        const CoreTensors& inputs, ConstTensorView out, ConstTensorView lse,
                        ConstTensorView dout, const CoreTensors& gradients);
 
-// y [T, C] = the block's output. x_mid and pair are filled where they are not empty.
+// y [T, C] = the block's output. x_mid, normed_mid and pair are filled where they are not empty.
 void PostAttentionForward(const OpContext& context, const BlockSpec& spec,
                           const BlockViews<ConstTensorView>& weights, ConstTensorView x,
                           ConstTensorView proj, ConstTensorView out, TensorView x_mid,
-                          TensorView pair, TensorView y);
+                          TensorView normed_mid, TensorView pair, TensorView y);
 
 // Takes the gradient of y in dx [T, C] and leaves there the gradient that reaches x past attention
 // (the residual path). Writes dout [T, H D] and the gate's columns of dproj [T, P]; adds to
@@ -108,11 +112,12 @@ void CoreInputsBackward(const OpContext& context, const BlockSpec& spec,
                         ConstTensorView proj, const CoreTensors& core,
                         const CoreTensors& core_gradients, TensorView dproj);
 
-// dx [T, C] += the gradient through the projection and the norm; adds to `gradients`.
+// dx [T, C] += the gradient through the projection and the norm; adds to `gradients`. An empty
+// normed is computed again.
 void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
                           const BlockViews<ConstTensorView>& weights,
                           const BlockViews<TensorView>& gradients, ConstTensorView x,
-                          ConstTensorView dproj, TensorView dx);
+                          ConstTensorView normed, ConstTensorView dproj, TensorView dx);
 
 // Runs the three pieces. Allocates in the context's arena what `recompute` keeps, in `saved`, whose
 // x the caller has set; everything else is given back. y [T, C].

@@ -87,7 +87,7 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
     DecodeCache::LayerCache& layer = cache.layers_[i];
     TensorView proj = allocate({total, spec.projection_width()});
     TensorView out = allocate({total, spec.q_width()});
-    PreAttentionForward(context, spec, weights.blocks[i], layout, x, proj);
+    PreAttentionForward(context, spec, weights.blocks[i], layout, x, TensorView(), proj);
     const CoreTensors core = MakeCoreInputs(context, spec, weights.blocks[i], layout, proj);
     const TensorView heads = out.SplitHeads(spec.num_heads);
     if (spec.core == CoreKind::kLightning) {
@@ -110,7 +110,7 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
       }
     }
     PostAttentionForward(context, spec, weights.blocks[i], x, proj, out, TensorView(), TensorView(),
-                         y);
+                         TensorView(), y);
     std::swap(x, y);
   }
   TensorView normed = allocate({1, config.hidden_size});

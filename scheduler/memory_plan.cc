@@ -21,7 +21,9 @@ int64_t KeptBytes(const ModelShape& shape, const LayerShape& layer, const Comput
   int64_t bytes = shape.hidden_size * compute.element_bytes;
   if (recompute != RecomputePlan::kLayer) bytes += AttentionBytes(layer, compute);
   if (recompute == RecomputePlan::kNone) {
-    bytes += (shape.hidden_size + 2 * layer.intermediate_size) * compute.element_bytes;
+    // A GPU keeps both norms as well.
+    const int64_t streams = compute.is_gpu ? 3 : 1;
+    bytes += (streams * shape.hidden_size + 2 * layer.intermediate_size) * compute.element_bytes;
   }
   return bytes;
 }

@@ -159,6 +159,39 @@ std::vector<Bits> AllBits(const std::vector<double>& values) {
   return bits;
 }
 
+// A product that came up often is tuned, and nobody sees it in the results.
+TEST_F(UpdateCudaTest, TuningProductsKeepsTheirBits) {
+  const DeviceArray<std::byte> workspace(size_t{32} << 20);
+  auto product = CudaMatMul::Create(workspace.data(), size_t{32} << 20);
+  ASSERT_TRUE(product.ok()) << product.status();
+  const int64_t m = 1000, n = 520, k = 768;
+  const DeviceArray<Bits> a(Bf16Matrix::Random(m, k, k, 1).data);
+  const DeviceArray<Bits> b(Bf16Matrix::Random(n, k, k, 2).data);
+  const DeviceArray<Bits> c(Bf16Matrix::Random(m, n, n, 3).data);
+  std::vector<Bits> first;
+  for (int use = 0; use < 220; ++use) {
+    const DeviceArray<Bits> out(static_cast<size_t>(m * n));
+    CudaMatMulParams p;
+    p.m = m;
+    p.n = n;
+    p.k = k;
+    p.a = a.data();
+    p.b = b.data();
+    p.transpose_b = Transpose::kYes;
+    p.beta = 1.0f;
+    p.c = c.data();
+    p.out = out.data();
+    p.a_stride = p.b_stride = k;
+    p.c_stride = p.out_stride = n;
+    ASSERT_TRUE(product->Run(p, nullptr).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    if (use % 20 != 0 && use < 95) continue;
+    const std::vector<Bits> now = out.Download();
+    if (first.empty()) first = now;
+    ASSERT_TRUE(SameBits(first, now)) << "use " << use;
+  }
+}
+
 TEST_F(UpdateCudaTest, ProductsEqualCpu) {
   const DeviceArray<std::byte> workspace(size_t{32} << 20);
   auto product = CudaMatMul::Create(workspace.data(), size_t{32} << 20);

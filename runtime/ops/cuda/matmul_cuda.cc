@@ -4,9 +4,11 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/ops/cuda/same_bits.h"
 
 namespace evenkeel {
 namespace {
@@ -82,9 +84,12 @@ uint32_t AlignmentBits(const void* p) {
   return bits;
 }
 
-absl::StatusOr<cublasLtMatmulAlgo_t> ChooseAlgorithm(cublasLtHandle_t handle,
-                                                     const CudaMatMulParams& p,
-                                                     const Descriptors& d, size_t workspace_bytes) {
+// The heuristic's first choices, best first; at least one, at most `count`.
+absl::StatusOr<std::vector<cublasLtMatmulAlgo_t>> FindAlgorithms(cublasLtHandle_t handle,
+                                                                 const CudaMatMulParams& p,
+                                                                 const Descriptors& d,
+                                                                 size_t workspace_bytes,
+                                                                 int count) {
   cublasLtMatmulPreference_t preference = nullptr;
   EK_RETURN_IF_ERROR(
       ToStatus(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate"));
@@ -104,18 +109,113 @@ absl::StatusOr<cublasLtMatmulAlgo_t> ChooseAlgorithm(cublasLtHandle_t handle,
   EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.a)));
   EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(c)));
   EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(p.out)));
-  cublasLtMatmulHeuristicResult_t result = {};
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
   int found = 0;
   EK_RETURN_IF_ERROR(ToStatus(
       cublasLtMatmulAlgoGetHeuristic(handle, d.product.get(), d.b.get(), d.a.get(), d.c.get(),
-                                     d.out.get(), preference, 1, &result, &found),
+                                     d.out.get(), preference, count, results.data(), &found),
       "cublasLtMatmulAlgoGetHeuristic"));
   if (found == 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("no algorithm for a product of [", p.m, ", ", p.k, "] and [", p.k, ", ", p.n,
                      "] with row strides ", p.a_stride, ", ", p.b_stride, " and ", p.out_stride));
   }
-  return result.algo;
+  std::vector<cublasLtMatmulAlgo_t> algorithms;
+  for (int i = 0; i < found; ++i) algorithms.push_back(results[static_cast<size_t>(i)].algo);
+  return algorithms;
+}
+
+// What running a product takes besides its algorithm.
+struct Runner {
+  cublasLtHandle_t handle;
+  const CudaMatMulParams& p;
+  const Descriptors& d;
+  void* workspace;
+  size_t workspace_bytes;
+  cudaStream_t stream;
+
+  absl::Status Run(const cublasLtMatmulAlgo_t& algorithm, void* out) const {
+    const float one = 1.0f;
+    return ToStatus(cublasLtMatmul(handle, d.product.get(), &one, p.b, d.b.get(), p.a, d.a.get(),
+                                   &p.beta, p.c != nullptr ? p.c : p.out, d.c.get(), out,
+                                   d.out.get(), &algorithm, workspace, workspace_bytes, stream),
+                    "cublasLtMatmul");
+  }
+};
+
+// Device memory and events of a tuning.
+struct TuningRoom {
+  void* memory[3] = {};  // the first algorithm's result, another's, and whether they differ
+  cudaEvent_t begin = nullptr, end = nullptr;
+
+  bool Allocate(size_t bytes) {
+    const size_t sizes[3] = {bytes, bytes, sizeof(int32_t)};
+    for (int i = 0; i < 3; ++i) {
+      if (cudaMalloc(&memory[i], sizes[i]) != cudaSuccess) {
+        (void)cudaGetLastError();  // no room is no error
+        return false;
+      }
+    }
+    return cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess;
+  }
+  ~TuningRoom() {
+    for (void* piece : memory) (void)cudaFree(piece);
+    if (begin != nullptr) (void)cudaEventDestroy(begin);
+    if (end != nullptr) (void)cudaEventDestroy(end);
+  }
+};
+
+// Milliseconds of the fastest of a few runs; negative if it cannot run.
+float TimeOf(const Runner& runner, const cublasLtMatmulAlgo_t& algorithm, const TuningRoom& room) {
+  constexpr int kRuns = 4;
+  float best = -1.0f;
+  for (int i = 0; i < kRuns; ++i) {
+    (void)cudaEventRecord(room.begin, runner.stream);
+    if (!runner.Run(algorithm, room.memory[1]).ok()) return -1.0f;
+    (void)cudaEventRecord(room.end, runner.stream);
+    float ms = 0.0f;
+    if (cudaEventSynchronize(room.end) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, room.begin, room.end) != cudaSuccess) {
+      return -1.0f;
+    }
+    if (best < 0.0f || ms < best) best = ms;
+  }
+  return best;
+}
+
+bool GivesTheSameBits(const Runner& runner, const TuningRoom& room) {
+  const CudaMatMulParams& p = runner.p;
+  const int64_t words = p.float_out ? 2 : 1;
+  int32_t differs = 1;
+  (void)cudaMemsetAsync(room.memory[2], 0, sizeof(differs), runner.stream);
+  if (LaunchFindDifference(room.memory[0], room.memory[1], p.m, p.n * words, p.out_stride * words,
+                           static_cast<int32_t*>(room.memory[2]), runner.stream) != cudaSuccess) {
+    return false;
+  }
+  (void)cudaMemcpyAsync(&differs, room.memory[2], sizeof(differs), cudaMemcpyDeviceToHost,
+                        runner.stream);
+  return cudaStreamSynchronize(runner.stream) == cudaSuccess && differs == 0;
+}
+
+// Returns the fastest algorithm that gives the bits of the first.
+cublasLtMatmulAlgo_t Tune(const Runner& runner,
+                          const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
+  const CudaMatMulParams& p = runner.p;
+  TuningRoom room;
+  const size_t bytes = static_cast<size_t>(p.m * p.out_stride) * (p.float_out ? 4 : 2);
+  if (algorithms.size() < 2 || !room.Allocate(bytes)) return algorithms[0];
+  if (!runner.Run(algorithms[0], room.memory[0]).ok()) return algorithms[0];
+  cublasLtMatmulAlgo_t best = algorithms[0];
+  float best_ms = TimeOf(runner, algorithms[0], room);
+  for (size_t i = 1; i < algorithms.size(); ++i) {
+    (void)cudaMemsetAsync(room.memory[1], 0xff, bytes, runner.stream);  // NaN
+    const float ms = TimeOf(runner, algorithms[i], room);
+    if (ms > 0.0f && ms < best_ms && GivesTheSameBits(runner, room)) {
+      best = algorithms[i];
+      best_ms = ms;
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -130,7 +230,7 @@ CudaMatMul::CudaMatMul(CudaMatMul&& other) noexcept
     : handle_(std::exchange(other.handle_, nullptr)),
       workspace_(other.workspace_),
       workspace_bytes_(other.workspace_bytes_),
-      algorithms_(std::move(other.algorithms_)) {}
+      choices_(std::move(other.choices_)) {}
 
 CudaMatMul::~CudaMatMul() {
   if (handle_ != nullptr) (void)cublasLtDestroy(handle_);
@@ -169,17 +269,20 @@ absl::Status CudaMatMul::Run(const CudaMatMulParams& p, cudaStream_t stream) {
   const Key key = {p.m,          p.n,        p.k,
                    p.a_stride,   p.b_stride, p.c != nullptr ? p.c_stride : p.out_stride,
                    p.out_stride, flags};
-  auto known = algorithms_.find(key);
-  if (known == algorithms_.end()) {
-    EK_ASSIGN_OR_RETURN(const cublasLtMatmulAlgo_t algorithm,
-                        ChooseAlgorithm(handle_, p, d, workspace_bytes_));
-    known = algorithms_.emplace(key, algorithm).first;
+  constexpr int kCandidates = 8;
+  const Runner runner{handle_, p, d, workspace_, workspace_bytes_, stream};
+  auto known = choices_.find(key);
+  if (known == choices_.end()) {
+    EK_ASSIGN_OR_RETURN(const std::vector<cublasLtMatmulAlgo_t> first,
+                        FindAlgorithms(handle_, p, d, workspace_bytes_, 1));
+    known = choices_.emplace(key, Choice{first[0]}).first;
   }
-  const float one = 1.0f;
-  return ToStatus(cublasLtMatmul(handle_, d.product.get(), &one, p.b, d.b.get(), p.a, d.a.get(),
-                                 &p.beta, c, d.c.get(), p.out, d.out.get(), &known->second,
-                                 workspace_, workspace_bytes_, stream),
-                  "cublasLtMatmul");
+  if (++known->second.uses == kUsesBeforeTuning) {
+    EK_ASSIGN_OR_RETURN(const std::vector<cublasLtMatmulAlgo_t> algorithms,
+                        FindAlgorithms(handle_, p, d, workspace_bytes_, kCandidates));
+    known->second.algorithm = Tune(runner, algorithms);
+  }
+  return runner.Run(known->second.algorithm, p.out);
 }
 
 }  // namespace evenkeel
