@@ -1,5 +1,5 @@
 // Times the CUDA ops around attention on one GPU and prints how near each is to the bandwidth of a
-// plain copy measured in the same run; benchmarks/gpu_ops.sh builds, tests and runs it.
+// plain copy measured in the same run; benchmarks/gpu.sh builds, tests and runs it.
 //
 // Shapes of a 1.1 B model: 16384 tokens, width 2048, 16 heads of 128, feed-forward 5632. Random
 // data, medians of back-to-back launches over two sets of tensors in turn, each larger than the

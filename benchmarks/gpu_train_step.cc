@@ -1,5 +1,5 @@
 // Times whole training steps of our models on one GPU, on random tokens, in the shapes and with the
-// output of the peers' script: one JSON object. benchmarks/gpu_train.sh runs it beside them.
+// output of the peers' script: one JSON object. benchmarks/gpu.sh runs it beside them.
 //
 //   gpu_train_step PRESET SEQUENCE BATCH [RECOMPUTE] [STEPS]
 //

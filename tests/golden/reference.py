@@ -15,6 +15,10 @@ Where v1's released code leaves room, the choice here is that of models/block_sp
   * DiagAttention counts positions from the start of its block, NormAttention from the start of the
     document;
   * q, k, v, output and feed-forward projections have biases; the feed-forward is SwiGLU.
+
+Everything is computed in the dtype of the weights. Where that is narrower than float32, angles, decays
+and the cross-entropy are still computed in float32 or better, as PyTorch's users do: bfloat16 cannot
+count beyond 256. (benchmarks/peers/gpu_model_error.py)
 """
 
 import math
@@ -41,7 +45,16 @@ def causal(n):
     return torch.arange(n)[:, None] >= torch.arange(n)[None, :]
 
 
+def wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
 # Positions.
+
+
+def positions_of(x):
+    """[T, 1], in the dtype that angles are computed in."""
+    return torch.arange(len(x), dtype=wide(x.dtype))[:, None]
 
 
 def rope_frequencies(rope, head_size):
@@ -80,16 +93,16 @@ def rope_frequencies(rope, head_size):
 
 def rope(x, frequencies, factor):
     """x [T, D], dimension j paired with j + D / 2."""
-    angle = torch.arange(len(x), dtype=x.dtype)[:, None] * torch.tensor(frequencies, dtype=x.dtype)
-    cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
+    angle = positions_of(x) * torch.tensor(frequencies, dtype=wide(x.dtype))
+    cos, sin = (torch.cos(angle) * factor).to(x.dtype), (torch.sin(angle) * factor).to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def lrpe(x, theta):
     """x [T, D], theta [D] -> [T, 2 D]."""
-    angle = torch.arange(len(x), dtype=x.dtype)[:, None] * theta
-    return torch.cat([x * torch.cos(angle), x * torch.sin(angle)], -1)
+    angle = positions_of(x) * theta
+    return torch.cat([x * torch.cos(angle).to(x.dtype), x * torch.sin(angle).to(x.dtype)], -1)
 
 
 def urpe(x, theta, reflection):
@@ -130,6 +143,13 @@ def linear(w, name, x):
     return y + w[name + ".bias"] if name + ".bias" in w else y
 
 
+def softmax_core(q, k, v):
+    """One head: q, k, v [T, D] -> [T, D]."""
+    logits = q @ k.T / math.sqrt(q.shape[1])
+    logits = logits.masked_fill(~causal(len(q)), -math.inf)
+    return torch.softmax(logits, -1) @ v
+
+
 def softmax_layer(config, w, prefix, h):
     size, group = config["size"], config["num_heads"] // config["kv_heads"]
     q, k, v = (linear(w, prefix + f"self_attn.{n}_proj", h) for n in "qkv")
@@ -143,9 +163,7 @@ def softmax_layer(config, w, prefix, h):
             qi = rms_norm(qi, config["norm_eps"], w[prefix + "self_attn.q_norm.weight"])
             kj = rms_norm(kj, config["norm_eps"], w[prefix + "self_attn.k_norm.weight"])
         qi, kj = rope(qi, frequencies, factor), rope(kj, frequencies, factor)
-        logits = qi @ kj.T / math.sqrt(size)
-        logits = logits.masked_fill(~causal(len(h)), -math.inf)
-        heads.append(torch.softmax(logits, -1) @ vj)
+        heads.append(softmax_core(qi, kj, vj))
     return linear(w, prefix + "self_attn.o_proj", torch.cat(heads, -1))
 
 
@@ -160,7 +178,7 @@ def lightning_layer(config, w, prefix, h, layer):
         if theta is not None:
             qi, ki = lrpe(qi, theta[i, 0]), lrpe(ki, theta[i, 0])
         decay = torch.where(causal(len(h)), torch.exp(-slope * distance.clamp(min=0).double()), 0.0)
-        heads.append((qi @ ki.T * decay) @ vi)
+        heads.append((qi @ ki.T * decay.to(qi.dtype)) @ vi)
     out = rms_norm(torch.cat(heads, -1), config["norm_eps"])
     return linear(w, prefix + "token_mixer.out_proj", u * out)
 
@@ -238,6 +256,7 @@ def document_logits(config, w, tokens):
 def document_loss(config, w, tokens, targets):
     """Sum of the losses of the tokens whose target is not negative; and the logits."""
     logits = document_logits(config, w, tokens)
+    logits = logits.to(wide(logits.dtype))
     log_probability = logits - torch.logsumexp(logits, -1, keepdim=True)
     valid = targets >= 0
     picked = log_probability[torch.arange(len(tokens)), targets.clamp(min=0)]
