@@ -28,6 +28,14 @@ struct PlanOptions {
   bool json = false;
 };
 
+const char* DeviceText(Device device) {
+  return device == Device::kCuda ? "cuda" : "cpu";
+}
+
+const char* DTypeText(DType dtype) {
+  return dtype == DType::kBF16 ? "bfloat16" : dtype == DType::kF64 ? "float64" : "float32";
+}
+
 absl::Status Plan(const PlanOptions& options) {
   EK_ASSIGN_OR_RETURN(const RunConfig config,
                       ReadRunConfig(options.config.file, options.config.overrides));
@@ -56,6 +64,8 @@ absl::Status Plan(const PlanOptions& options) {
     const nlohmann::json json = {
         {"parameters", shape.num_parameters},
         {"ranks", options.ranks},
+        {"device", DeviceText(config.runtime.device)},
+        {"dtype", DTypeText(ComputeDType(config.runtime))},
         {"tokens_per_step", sequence * config.train.global_batch_size},
         {"flops_per_token",
          {{"matmul", flops.matmul / static_cast<double>(sequence)},
@@ -94,8 +104,11 @@ absl::Status Plan(const PlanOptions& options) {
   std::cout << work.Render() << "\n";
 
   TextTable table({{"purpose", TextColumn::Align::kLeft}, {"memory a rank"}},
-                  absl::StrFormat("Memory of each of %d rank%s, micro-batches of %d tokens",
-                                  options.ranks, options.ranks > 1 ? "s" : "", micro_tokens));
+                  absl::StrFormat("Memory of each of %d rank%s on %s in %s, micro-batches of %d "
+                                  "tokens",
+                                  options.ranks, options.ranks > 1 ? "s" : "",
+                                  DeviceText(config.runtime.device),
+                                  DTypeText(ComputeDType(config.runtime)), micro_tokens));
   table.AddRow({"weights", FormatBytes(memory.weights)});
   table.AddRow({"gradients", FormatBytes(memory.gradients)});
   table.AddRow({"optimizer", FormatBytes(memory.optimizer)});
@@ -143,6 +156,7 @@ void AddPlanCommand(CLI::App& app, CommandBody* body) {
       "Examples:\n"
       "  evenkeel plan --config configs/quickstart.yaml --ranks 4\n"
       "  evenkeel plan -c configs/llama3_8b.yaml -n 64 --set data.sequence_length=131072\n"
+      "  evenkeel plan -c configs/llama3_8b.yaml -n 64 --set runtime.device=cuda\n"
       "\n"
       "FLOPs: 6 a parameter of matrix products and token; softmax attention 6 (Dqk + Dv) H a\n"
       "(query, key) pair, causal, per document; linear attention 12 Dqk Dv H a token.");

@@ -53,6 +53,7 @@ void AddTrainCommand(CLI::App& app, CommandBody* body) {
       "  mpirun -np 4 evenkeel train --config configs/quickstart.yaml\n"
       "  mpirun -np 4 evenkeel train --config configs/quickstart.yaml \\\n"
       "      --set train.steps=500 --set folder=runs/longer\n"
+      "  mpirun -np 8 evenkeel train --config configs/my_run.yaml --set runtime.device=cuda\n"
       "\n"
       "The same command goes on from the run folder's newest checkpoint. To stop and save:\n"
       "  kill -USR1 $(pidof mpirun)      or      touch RUN_FOLDER/STOP\n"

@@ -1,15 +1,17 @@
 #include "launch/device_option.h"
 
-#include <map>
 #include <string>
 
 namespace evenkeel {
 
 void AddDeviceOption(CLI::App& command, Device* device) {
-  static const std::map<std::string, Device> kNames = {{"cpu", Device::kCpu},
-                                                       {"cuda", Device::kCuda}};
-  command.add_option("--device", *device, "cpu, or cuda for one NVIDIA GPU a rank")
-      ->transform(CLI::CheckedTransformer(kNames))
+  const auto choose = [device](const std::string& name) {
+    *device = name == "cuda" ? Device::kCuda : Device::kCpu;
+  };
+  command
+      .add_option_function<std::string>("--device", choose,
+                                        "cpu, or cuda for one NVIDIA GPU a rank")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->default_str("cpu");
 }
 

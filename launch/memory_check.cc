@@ -51,7 +51,9 @@ std::string Remedy(const RunConfig& config, const MemoryBudget& memory) {
                           " fits");
     }
   }
-  return absl::StrCat("start fewer ranks a ", memory.owner, ", or lower data.sequence_length");
+  return absl::StrCat(
+      memory.sharers > 1 ? absl::StrCat("start fewer ranks a ", memory.owner, ", or ") : "",
+      "lower data.sequence_length");
 }
 
 }  // namespace

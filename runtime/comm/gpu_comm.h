@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "runtime/comm/communicator.h"
@@ -31,6 +32,9 @@ class GpuComm {
   // CudaDevice::Synchronize().
   virtual double TakeExposedSeconds() = 0;
 };
+
+// "2.28.9": the NCCL that this process runs with.
+std::string NcclVersion();
 
 // Collective over `host_comm`, which brings the ranks together and must outlive the result, as must
 // the device.

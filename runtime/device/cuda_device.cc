@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/device/cuda_status.h"
 
@@ -15,7 +16,37 @@ constexpr int64_t kAlignment = 256;
 // Larger uploads are not worth page-locked memory of their own.
 constexpr int64_t kLargeUpload = int64_t{64} << 20;
 
+absl::Status NotHere(std::string message) {
+  return WithExitCode(absl::FailedPreconditionError(message), ExitCode::kUsage);
+}
+
+// Why no GPU is seen, and what to do.
+std::string WhyNoGpu() {
+  const CudaVersions versions = GetCudaVersions();
+  if (versions.driver == 0) {
+    return "no NVIDIA driver on this host: choose device cpu, or a host with a GPU";
+  }
+  if (versions.driver < versions.runtime) {
+    return absl::StrCat("the NVIDIA driver of this host is for CUDA ",
+                        CudaVersionText(versions.driver), ", this program was built with CUDA ",
+                        CudaVersionText(versions.runtime), ": update the driver");
+  }
+  return "no NVIDIA GPU that this process may use (nvidia-smi -L and CUDA_VISIBLE_DEVICES tell): "
+         "choose device cpu, or a host with a GPU";
+}
+
 }  // namespace
+
+CudaVersions GetCudaVersions() {
+  CudaVersions versions;
+  (void)cudaRuntimeGetVersion(&versions.runtime);
+  if (cudaDriverGetVersion(&versions.driver) != cudaSuccess) versions.driver = 0;
+  return versions;
+}
+
+std::string CudaVersionText(int version) {
+  return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
 
 int NumCudaDevices() {
   int count = 0;
@@ -27,11 +58,9 @@ int NumCudaDevices() {
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   const int count = NumCudaDevices();
   if (ordinal >= count) {
-    return absl::FailedPreconditionError(
-        count == 0 ? std::string("no NVIDIA GPU, or no driver for it, on this host "
-                                 "(nvidia-smi tells): use runtime.device=cpu")
-                   : absl::StrCat("GPU ", ordinal, " is asked for, this host has ", count,
-                                  ": start fewer ranks a host"));
+    return NotHere(count == 0 ? WhyNoGpu()
+                              : absl::StrCat("GPU ", ordinal, " is asked for, this process sees ",
+                                             count, ", numbered from 0: start fewer ranks a host"));
   }
   std::unique_ptr<CudaDevice> device(new CudaDevice());
   device->ordinal_ = ordinal;
@@ -41,11 +70,11 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
       ToStatus(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
   device->name_ = properties.name;
   device->num_multiprocessors_ = properties.multiProcessorCount;
+  device->capability_ = 10 * properties.major + properties.minor;
   device->total_bytes_ = static_cast<int64_t>(properties.totalGlobalMem);
   if (properties.major < 8) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(device->name_, " has compute capability ", properties.major, ".",
-                     properties.minor, "; this program needs 8.0 (Ampere) or later"));
+    return NotHere(absl::StrCat(device->name_, " has compute capability ", properties.major, ".",
+                                properties.minor, "; this program needs 8.0 (Ampere) or later"));
   }
   EK_RETURN_IF_ERROR(ToStatus(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking),
                               "cudaStreamCreate"));

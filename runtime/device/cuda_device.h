@@ -21,10 +21,18 @@ namespace evenkeel {
 // GPUs that this process sees; 0 where there is no driver.
 int NumCudaDevices();
 
+// As CUDA writes versions: 13000 is 13.0.
+struct CudaVersions {
+  int runtime = 0;  // what this program was built with
+  int driver = 0;   // the newest that the driver knows; 0 where there is none
+};
+CudaVersions GetCudaVersions();
+std::string CudaVersionText(int version);
+
 class CudaDevice {
  public:
-  // Makes GPU `ordinal` current for the calling thread. Fails with kFailedPrecondition if there is
-  // no such GPU, or if this program was not built for it.
+  // Makes GPU `ordinal` current for the calling thread. Fails with kFailedPrecondition (and exit
+  // code kUsage) if there is no such GPU, or if this program was not built for it.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Open(int ordinal);
   ~CudaDevice();
   CudaDevice(const CudaDevice&) = delete;
@@ -33,6 +41,7 @@ class CudaDevice {
   int ordinal() const { return ordinal_; }
   const std::string& name() const { return name_; }
   int num_multiprocessors() const { return num_multiprocessors_; }
+  int capability() const { return capability_; }  // 90 is compute capability 9.0
   cudaStream_t stream() const { return stream_; }
   int64_t total_bytes() const { return total_bytes_; }
   int64_t free_bytes() const;
@@ -65,6 +74,7 @@ class CudaDevice {
   int ordinal_ = 0;
   std::string name_;
   int num_multiprocessors_ = 0;
+  int capability_ = 0;
   int64_t total_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   // In use since the last Synchronize(): the front of the last block, and all blocks before it.

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/with_cuda.h"
 #include "runtime/ops/cuda/cuda_ops.h"
@@ -29,9 +30,10 @@ int NumGpus() {
 
 absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal) {
   if constexpr (kWithCuda) return cuda::OpenGpu(ordinal);
-  return absl::FailedPreconditionError(
-      "this program was built without CUDA: build preset cuda (cmake --preset cuda), or use "
-      "runtime.device=cpu");
+  return WithExitCode(
+      absl::FailedPreconditionError("this program was built without CUDA: build preset cuda "
+                                    "(cmake --preset cuda), or choose device cpu"),
+      ExitCode::kUsage);
 }
 
 CudaDevice& DeviceOf(CudaOps& ops) {
@@ -43,6 +45,16 @@ CudaDevice& DeviceOf(CudaOps& ops) {
 GpuFacts FactsOf(CudaOps& ops) {
   if constexpr (kWithCuda) return cuda::FactsOf(ops);
   return {};
+}
+
+std::vector<GpuFacts> ListGpus() {
+  if constexpr (kWithCuda) return cuda::ListGpus();
+  return {};
+}
+
+std::string CudaText() {
+  if constexpr (kWithCuda) return cuda::CudaText();
+  return "built without CUDA";
 }
 
 absl::Status WaitForOps(const OpContext& context) {

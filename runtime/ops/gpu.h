@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -23,11 +24,20 @@ absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal);
 CudaDevice& DeviceOf(CudaOps& ops);
 
 struct GpuFacts {
-  std::string name;  // "NVIDIA H100 80GB HBM3"
+  int ordinal = 0;
+  std::string name;        // "NVIDIA H100 80GB HBM3"
+  std::string capability;  // "9.0"
   int64_t total_bytes = 0;
-  int64_t free_bytes = 0;
+  int64_t free_bytes = 0;  // -1 if the GPU does not tell, as where another process has it alone
 };
 GpuFacts FactsOf(CudaOps& ops);
+
+// All GPUs that this process sees, also those too old for it. Asking takes a moment and some memory
+// of each GPU.
+std::vector<GpuFacts> ListGpus();
+
+// "CUDA 13.0, driver for CUDA 13.0", or that there is none.
+std::string CudaText();
 
 // Waits for everything that was enqueued, and returns the first thing that went wrong with it. On
 // the CPU there is nothing to wait for.

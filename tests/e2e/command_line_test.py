@@ -52,6 +52,8 @@ class CommandLineTest(EndToEndTest):
         self.assertEqual(sorted(complete("data", "")), ["build", "stat"])
         self.assertIn("--set", complete("train", "-c", "some.yaml", "--"))
         self.assertEqual(complete("generate", "--top-"), ["--top-k", "--top-p"])
+        for command in ("doctor", "eval", "generate"):
+            self.assertEqual(complete(command, "--dev"), ["--device"])
         self.assertIn("bashcompinit", self.run_program("completion", "zsh"))
         for shell in ("zsh", "fish"):
             if shutil.which(shell):

@@ -1,6 +1,8 @@
 """What the end-to-end tests share: a temporary folder with tiny data, and ways to start the program.
 
-CTest sets EVENKEEL (the program) and MPIEXEC (the mpirun it was built with).
+CTest sets EVENKEEL (the program) and MPIEXEC (the mpirun it was built with). By hand, with any build:
+
+    EVENKEEL=build/cuda/launch/evenkeel python3 tests/e2e/device_test.py
 """
 
 import json
@@ -15,7 +17,7 @@ import tempfile
 import time
 import unittest
 
-EVENKEEL = os.environ["EVENKEEL"]
+EVENKEEL = os.path.abspath(os.environ["EVENKEEL"])
 MPIEXEC = os.environ.get("MPIEXEC", "mpirun")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 VOCABULARY = 257

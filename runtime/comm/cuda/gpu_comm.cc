@@ -1,7 +1,10 @@
 #include "runtime/comm/gpu_comm.h"
 
+#include <nccl.h>
+
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/cuda/nccl_runtime.h"
@@ -22,6 +25,12 @@ class NcclGpuComm : public GpuComm {
 };
 
 }  // namespace
+
+std::string NcclVersion() {
+  int version = 0;  // 22809 is 2.28.9
+  if (ncclGetVersion(&version) != ncclSuccess) return "?";
+  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
 
 absl::StatusOr<std::unique_ptr<GpuComm>> OpenGpuComm(Communicator& host_comm, CudaDevice& device,
                                                      const GpuCommOptions& options) {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "runtime/base/with_cuda.h"
@@ -41,6 +43,8 @@ int NumGpus();
 absl::StatusOr<std::shared_ptr<CudaOps>> OpenGpu(int ordinal);
 CudaDevice& DeviceOf(CudaOps& ops);
 GpuFacts FactsOf(CudaOps& ops);
+std::vector<GpuFacts> ListGpus();
+std::string CudaText();
 absl::Status WaitForOps(const OpContext& context);
 absl::Status CopyToHost(const OpContext& context, ConstTensorView x, TensorView host);
 absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, TensorView x);

@@ -2,6 +2,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/device/cuda_status.h"
 #include "runtime/ops/cuda/cuda_op_context.h"
@@ -14,6 +15,10 @@ constexpr size_t kMatMulWorkspaceBytes = size_t{32} << 20;
 
 int64_t BytesOf(const ConstTensorView& view) {
   return view.num_elements() * SizeOf(view.dtype);
+}
+
+std::string CapabilityText(int capability) {
+  return absl::StrCat(capability / 10, ".", capability % 10);
 }
 
 // Keeps alive what CudaOps points to.
@@ -62,7 +67,36 @@ CudaDevice& DeviceOf(CudaOps& ops) {
 }
 
 GpuFacts FactsOf(CudaOps& ops) {
-  return {ops.device->name(), ops.device->total_bytes(), ops.device->free_bytes()};
+  const CudaDevice& device = *ops.device;
+  return {device.ordinal(), device.name(), CapabilityText(device.capability()),
+          device.total_bytes(), device.free_bytes()};
+}
+
+std::vector<GpuFacts> ListGpus() {
+  std::vector<GpuFacts> list;
+  int current = 0;
+  const bool had_one = NumCudaDevices() > 0 && cudaGetDevice(&current) == cudaSuccess;
+  for (int ordinal = 0; ordinal < NumCudaDevices(); ++ordinal) {
+    cudaDeviceProp properties = {};
+    if (cudaGetDeviceProperties(&properties, ordinal) != cudaSuccess) continue;
+    size_t free = 0, total = 0;
+    const bool tells =
+        cudaSetDevice(ordinal) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess;
+    list.push_back({ordinal, properties.name,
+                    CapabilityText(10 * properties.major + properties.minor),
+                    static_cast<int64_t>(properties.totalGlobalMem),
+                    tells ? static_cast<int64_t>(free) : int64_t{-1}});
+  }
+  if (had_one) (void)cudaSetDevice(current);
+  (void)cudaGetLastError();  // what a GPU did not tell is no error of the next kernel
+  return list;
+}
+
+std::string CudaText() {
+  const CudaVersions versions = GetCudaVersions();
+  return absl::StrCat("CUDA ", CudaVersionText(versions.runtime), ", ",
+                      versions.driver == 0 ? "no NVIDIA driver"
+                                           : "driver for CUDA " + CudaVersionText(versions.driver));
 }
 
 absl::Status WaitForOps(const OpContext& context) {

@@ -33,7 +33,9 @@ TEST_F(ResumeOverRanks, GivesEveryRankTheSameBits) {
   SmallRun saved(1);
   saved.Train(3);
   if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
+    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model,
+                             saved.optimizer)
+                    .ok());
   }
   SmallRun run(static_cast<uint64_t>(10 + comm_.rank()));
   const TrainingProgress expected = run.progress;
@@ -61,7 +63,9 @@ TEST_F(ResumeOverRanks, EveryRankHearsOfAnError) {
   SmallRun saved(1);
   saved.Train(1);
   if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model, saved.optimizer).ok());
+    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model,
+                             saved.optimizer)
+                    .ok());
   }
   SmallRun run(2);
   TrainingProgress expected = run.progress;

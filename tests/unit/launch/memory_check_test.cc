@@ -58,14 +58,41 @@ TEST(CheckFits, NamesTheNearestRemedy) {
        ": runtime.recompute=mlp with train.micro_batch_size=1 fits"},
       {Total(config, 1, Recompute::kLayer),
        ": runtime.recompute=layer with train.micro_batch_size=1 fits"},
-      {Total(config, 1, Recompute::kLayer) - 1,
-       ": start fewer ranks a host, or lower data.sequence_length"},
+      {Total(config, 1, Recompute::kLayer) - 1, ": lower data.sequence_length"},
   };
   for (const auto& c : cases) {
     const absl::Status status = CheckFits(config, Host(1, c.host_bytes));
     EXPECT_THAT(std::string(status.message()), ::testing::EndsWith(c.remedy));
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kOutOfMemory);
   }
+}
+
+TEST(CheckFits, FewerRanksAreARemedyOnlyOfSeveral) {
+  const absl::Status status = CheckFits(SmallRun(), Host(2, int64_t{1} << 20));
+  EXPECT_THAT(std::string(status.message()),
+              ::testing::EndsWith(": start fewer ranks a host, or lower data.sequence_length"));
+}
+
+TEST(CheckFits, SpeaksOfTheGpuAndPlansForIt) {
+  RunConfig config = SmallRun();
+  const int64_t on_cpu = Total(config, 4, Recompute::kNone);
+  config.runtime.device = Device::kCuda;
+  EXPECT_NE(Total(config, 4, Recompute::kNone), on_cpu);
+  const auto message = [&](int64_t bytes, int sharers) {
+    const absl::Status status = CheckFits(config, {bytes, sharers, "GPU"});
+    EXPECT_EQ(ExitCodeOf(status), ExitCode::kOutOfMemory);
+    return std::string(status.message());
+  };
+  EXPECT_TRUE(CheckFits(config, {Total(config, 4, Recompute::kNone), 1, "GPU"}).ok());
+  EXPECT_THAT(message(Total(config, 4, Recompute::kNone) - 1, 1), HasSubstr("1 rank of this GPU"));
+  const int64_t three = Total(config, 3, Recompute::kNone);
+  EXPECT_THAT(message(three, 1), HasSubstr("the GPU has " + FormatBytes(three)));
+  EXPECT_THAT(message(three, 1), ::testing::EndsWith(": train.micro_batch_size=3 fits"));
+  EXPECT_THAT(message(2 * three, 2), ::testing::EndsWith(": train.micro_batch_size=3 fits"));
+  EXPECT_THAT(message(Total(config, 1, Recompute::kLayer), 1),
+              ::testing::EndsWith(": runtime.recompute=layer with train.micro_batch_size=1 fits"));
+  EXPECT_THAT(message(int64_t{1} << 20, 2),
+              ::testing::EndsWith(": start fewer ranks a GPU, or lower data.sequence_length"));
 }
 
 TEST(CheckFits, FindsTheRemedyOfAHugeBatchAtOnce) {

@@ -112,5 +112,72 @@ TEST(MemoryPlan, TellsWhatWiderModelsAllocate) {
   }
 }
 
+// On a GPU: bf16 with float32 weights (tests/gpu holds the kernels; here is no GPU to allocate on).
+MemoryPlan PlanForGpu(const ModelConfig& config, int64_t tokens, RecomputePlan recompute) {
+  return PlanTrainingMemory(ShapeOf(config), tokens,
+                            ComputeShapeOf(Device::kCuda, DType::kBF16, config.vocab_size),
+                            recompute);
+}
+
+TEST(MemoryPlan, CountsMasterWeightsAndTheirCopyOnAGpu) {
+  for (const NamedModel& named : AllTinyModels()) {
+    const int64_t parameters = ShapeOf(named.config).num_parameters;
+    for (const RecomputeCase& mode : kRecomputeCases) {
+      const MemoryPlan plan = PlanForGpu(named.config, 1000, mode.plan);
+      EXPECT_EQ(plan.weights, 6 * parameters) << named.name;
+      EXPECT_EQ(plan.gradients, 4 * parameters) << named.name;
+      EXPECT_EQ(plan.optimizer, 8 * parameters) << named.name;
+    }
+  }
+}
+
+TEST(MemoryPlan, HalvesActivationsOnAGpu) {
+  for (const NamedModel& named : AllTinyModels()) {
+    for (const RecomputeCase& mode : kRecomputeCases) {
+      const int64_t single =
+          PlanTrainingMemory(ShapeOf(named.config), 1000,
+                             ComputeShapeOf(Device::kCpu, DType::kF32, named.config.vocab_size),
+                             mode.plan)
+              .activations;
+      // What stays float32: the tables of angles, once, and softmax's statistics, one a layer,
+      // token and head.
+      const ModelShape shape = ShapeOf(named.config);
+      int64_t wide = shape.rotary_size;
+      if (mode.plan != RecomputePlan::kLayer) {
+        for (const LayerShape& layer : shape.layers) wide += layer.has_lse ? layer.num_heads : 0;
+      }
+      wide *= 4 * 1000;
+      // The two norms of a layer, which the CPU computes again.
+      const int64_t norms =
+          mode.plan == RecomputePlan::kNone
+              ? 2 * 2 * 1000 * shape.hidden_size * static_cast<int64_t>(shape.layers.size())
+              : 0;
+      EXPECT_EQ(PlanForGpu(named.config, 1000, mode.plan).activations,
+                wide + (single - wide) / 2 + norms)
+          << named.name << ", recompute " << mode.name;
+    }
+  }
+}
+
+TEST(MemoryPlan, GrowsWithTokensAndShrinksWithRecomputationOnAGpu) {
+  for (const NamedModel& named :
+       {Wide("llama", {LayerKind::kSoftmax}), Wide("tnl", {LayerKind::kLightning})}) {
+    MemoryPlan before[3];
+    for (int64_t tokens = 0; tokens <= 200000; tokens += 1 + tokens / 2) {
+      for (size_t i = 0; i < 3; ++i) {
+        const MemoryPlan plan = PlanForGpu(named.config, tokens, kRecomputeCases[i].plan);
+        EXPECT_GE(plan.total(), before[i].total()) << named.name << ", " << tokens << " tokens";
+        EXPECT_GE(plan.activations, before[i].activations);
+        EXPECT_GE(plan.workspace, before[i].workspace);
+        before[i] = plan;
+      }
+      EXPECT_GE(before[0].activations, before[1].activations);
+      EXPECT_GE(before[1].activations, before[2].activations);
+    }
+    EXPECT_GT(before[0].total(), before[1].total()) << named.name;
+    EXPECT_GT(before[1].total(), before[2].total()) << named.name;
+  }
+}
+
 }  // namespace
 }  // namespace evenkeel
