@@ -6,8 +6,10 @@
 
 namespace evenkeel {
 
-absl::StatusOr<StepTracer> StepTracer::Create(const RunConfig& config, Communicator& comm) {
+absl::StatusOr<StepTracer> StepTracer::Create(const RunConfig& config, Communicator& comm,
+                                              GpuComm* gpu_comm) {
   StepTracer tracer;
+  tracer.gpu_comm_ = gpu_comm;
   tracer.window_ = config.trace;
   if (config.trace.steps == 0) return tracer;
   const std::string folder = config.folder + "/trace";
@@ -27,9 +29,14 @@ absl::Status StepTracer::BeginStep(int64_t step, OpContext& context) {
     host_lane_ = writer_->AddLane("host");
     compute_lane_ = writer_->AddLane(context.cuda == nullptr ? "compute" : "compute stream");
     trace_ = MakeStepTrace(context);
+    if (gpu_comm_ != nullptr) {
+      communication_lane_ = writer_->AddLane("communication stream");
+      EK_RETURN_IF_ERROR(gpu_comm_->StartTrace());
+    }
   } else if (!inside && writer_ != nullptr) {
     writer_ = nullptr;
     trace_ = nullptr;
+    if (gpu_comm_ != nullptr) gpu_comm_->StopTrace();
   }
   context.trace = trace_.get();
   step_begin_us_ = TraceWriter::NowUs();
@@ -43,6 +50,11 @@ void StepTracer::EndStep(int64_t step, OpContext& context) {
                     TraceWriter::NowUs() - step_begin_us_);
   for (const TraceEvent& event : trace_->Take()) {
     writer_->Complete(compute_lane_, event.name, event.start_us, event.duration_us);
+  }
+  if (gpu_comm_ != nullptr) {
+    for (const TraceEvent& event : gpu_comm_->TakeTrace()) {
+      writer_->Complete(communication_lane_, event.name, event.start_us, event.duration_us);
+    }
   }
   writer_->Flush();
 }

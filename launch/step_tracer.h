@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "launch/run_config.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/comm/gpu_comm.h"
 #include "runtime/metrics/trace_writer.h"
 #include "runtime/ops/step_trace.h"
 
@@ -15,7 +16,9 @@ namespace evenkeel {
 class StepTracer {
  public:
   // Every rank of `comm` calls it. Traces steps [config.trace.first_step, first_step + steps).
-  static absl::StatusOr<StepTracer> Create(const RunConfig& config, Communicator& comm);
+  // `gpu_comm` may be null.
+  static absl::StatusOr<StepTracer> Create(const RunConfig& config, Communicator& comm,
+                                           GpuComm* gpu_comm);
 
   // Before a step: opens the file at the window's beginning and lets ops of `context` record; after
   // the window, closes it and stops them.
@@ -31,6 +34,7 @@ class StepTracer {
   StepTracer() = default;
 
   TraceConfig window_;
+  GpuComm* gpu_comm_ = nullptr;
   std::string path_;
   int rank_ = 0;
   double origin_us_ = 0;
@@ -38,6 +42,7 @@ class StepTracer {
   std::unique_ptr<StepTrace> trace_;
   int host_lane_ = 0;
   int compute_lane_ = 0;
+  int communication_lane_ = 0;
   double step_begin_us_ = 0;
 };
 

@@ -118,7 +118,7 @@ absl::Status Trainer::Start() {
 
   peak_flops_ = config_.runtime.peak_gflops > 0 ? config_.runtime.peak_gflops * 1e9
                                                 : MeasurePeakFlops(context_);
-  EK_ASSIGN_OR_RETURN(tracer_, StepTracer::Create(config_, comm_));
+  EK_ASSIGN_OR_RETURN(tracer_, StepTracer::Create(config_, comm_, gpu_comm_));
   if (comm_.rank() == 0) {
     EK_ASSIGN_OR_RETURN(report_, RunReport::Open(config_, progress_.step));
     report_->Message(absl::StrFormat(

@@ -4,8 +4,10 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/base/trace_event.h"
 #include "runtime/comm/communicator.h"
 
 namespace evenkeel {
@@ -31,6 +33,12 @@ class GpuComm {
   // Seconds that the compute stream waited for communication since the last call; to be asked after
   // CudaDevice::Synchronize().
   virtual double TakeExposedSeconds() = 0;
+
+  // For a timeline: begins to keep this rank's calls as they run on the GPU, returns those that
+  // ended since the last time (after CudaDevice::Synchronize()), stops.
+  virtual absl::Status StartTrace() = 0;
+  virtual std::vector<TraceEvent> TakeTrace() = 0;
+  virtual void StopTrace() = 0;
 };
 
 // "2.28.9": the NCCL that this process runs with.

@@ -5,18 +5,12 @@
 #pragma once
 
 #include <memory>
-#include <string>
 #include <vector>
 
+#include "runtime/base/trace_event.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
-
-struct TraceEvent {
-  std::string name;
-  double start_us = 0;  // of TraceWriter::NowUs()'s clock
-  double duration_us = 0;
-};
 
 // Used by one thread.
 class StepTrace {

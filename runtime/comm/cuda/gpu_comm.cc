@@ -19,6 +19,9 @@ class NcclGpuComm : public GpuComm {
 
   Communicator& world() override { return runtime_.world(); }
   double TakeExposedSeconds() override { return runtime_.TakeExposedSeconds(); }
+  absl::Status StartTrace() override { return runtime_.StartTrace(); }
+  std::vector<TraceEvent> TakeTrace() override { return runtime_.TakeTrace(); }
+  void StopTrace() override { runtime_.StopTrace(); }
 
  private:
   NcclRuntime runtime_;

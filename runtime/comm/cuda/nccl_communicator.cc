@@ -169,6 +169,7 @@ Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
   // The first failure, also where this call only came to feel it.
   if (watchdog.has_failed()) return Work(watchdog.status());
   last_call_ = events;
+  if (context_->trace().is_on()) context_->trace().Add(call.text, events);
   watchdog.Add(std::move(call));
   return Work(std::make_unique<NcclWork>(context_.get(), std::move(events)));
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "runtime/comm/cuda/call_trace.h"
 #include "runtime/comm/cuda/cuda_event_pool.h"
 #include "runtime/comm/cuda/nccl_handle.h"
 #include "runtime/comm/cuda/nccl_runtime.h"
@@ -19,8 +20,8 @@ class NcclContext {
   NcclContext& operator=(const NcclContext&) = delete;
 
   const NcclOptions& options() const { return options_; }
-  // Events that order streams; they do not measure time.
   CudaEventPool& events() { return events_; }
+  CallTrace& trace() { return trace_; }
   StreamWaitTimer& compute_waits() { return compute_waits_; }
   NcclWatchdog& watchdog() { return watchdog_; }
 
@@ -35,7 +36,8 @@ class NcclContext {
   const NcclOptions options_;
   std::string host_;
   int next_stream_ = 0;
-  CudaEventPool events_{cudaEventDisableTiming};
+  CudaEventPool events_{cudaEventDefault};
+  CallTrace trace_;
   StreamWaitTimer compute_waits_;
   NcclWatchdog watchdog_;  // last: its list of calls holds events
 };

@@ -39,4 +39,16 @@ double NcclRuntime::TakeExposedSeconds() {
   return context_->compute_waits().TakeSeconds();
 }
 
+absl::Status NcclRuntime::StartTrace() {
+  return context_->trace().Start(context_->options().compute_stream);
+}
+
+std::vector<TraceEvent> NcclRuntime::TakeTrace() {
+  return context_->trace().Take();
+}
+
+void NcclRuntime::StopTrace() {
+  context_->trace().Stop();
+}
+
 }  // namespace evenkeel

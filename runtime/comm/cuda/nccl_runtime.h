@@ -22,9 +22,11 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/base/trace_event.h"
 #include "runtime/comm/communicator.h"
 
 namespace evenkeel {
@@ -68,6 +70,12 @@ class NcclRuntime {
   // Returns for how long the compute stream stood still in waits for communication that have ended
   // since the last call: all of them once the compute stream is synchronised. Device time.
   double TakeExposedSeconds();
+
+  // For a timeline: begins to keep the calls of all communicators of this rank (waiting for the
+  // compute stream), returns those that have ended since the last time, stops.
+  absl::Status StartTrace();
+  std::vector<TraceEvent> TakeTrace();
+  void StopTrace();
 
  private:
   NcclRuntime(std::shared_ptr<NcclContext> context, std::unique_ptr<Communicator> world);

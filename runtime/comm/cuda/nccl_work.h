@@ -4,16 +4,10 @@
 #include <memory>
 
 #include "runtime/comm/communicator.h"
-#include "runtime/comm/cuda/cuda_event_pool.h"
+#include "runtime/comm/cuda/nccl_call_events.h"
 #include "runtime/comm/cuda/nccl_context.h"
 
 namespace evenkeel {
-
-// Marks on the communicator's stream. Shared by the Work and the watchdog, either of which may be
-// done with the call first.
-struct NcclCallEvents {
-  CudaEvent start, end;
-};
 
 class NcclWork : public Work::Pending {
  public:

@@ -124,6 +124,26 @@ TEST_F(NcclStream, MeasuresHowLongTheComputeStreamStandsStill) {
   EXPECT_EQ(runtime().TakeExposedSeconds(), 0.0);
 }
 
+TEST_F(NcclStream, ATimelineHasTheCallsOfItsTime) {
+  const TwinTensor<float> data(std::vector<float>(1000, 1.f));
+  ASSERT_TRUE(nccl().AllReduce(data.device(), ReduceOp::kSum, "before").ok());
+  ASSERT_TRUE(runtime().StartTrace().ok());
+  ASSERT_TRUE(nccl().AllReduce(data.device(), ReduceOp::kSum, "first").ok());
+  ASSERT_TRUE(nccl().AllReduce(data.device(), ReduceOp::kSum, "second").ok());
+  Synchronize();
+  const std::vector<TraceEvent> events = runtime().TakeTrace();
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_NE(events[0].name.find("first"), std::string::npos) << events[0].name;
+  EXPECT_NE(events[1].name.find("second"), std::string::npos) << events[1].name;
+  EXPECT_GT(events[0].duration_us, 0);
+  EXPECT_GE(events[1].start_us, events[0].start_us + events[0].duration_us);
+  EXPECT_TRUE(runtime().TakeTrace().empty());
+  runtime().StopTrace();
+  ASSERT_TRUE(nccl().AllReduce(data.device(), ReduceOp::kSum, "after").ok());
+  Synchronize();
+  EXPECT_TRUE(runtime().TakeTrace().empty());
+}
+
 TEST_F(NcclStream, CommunicatorsDoNotWaitForEachOther) {
   // The ranks make two calls in opposite orders, which on one stream would never end.
   auto one = nccl().Split(0, 0, "one"), two = nccl().Split(0, 0, "two");
