@@ -17,6 +17,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/host_mirror.h"
 #include "scheduler/flops.h"
@@ -221,11 +222,15 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   }
   EK_RETURN_IF_ERROR(reducer.Finish());
   // Every rank has the same gradients, so all update alike, or, if they are not finite, none.
-  AdamWStepParams step;
-  step.lr = LearningRate(config_.train.schedule, progress_.step);
-  step.step = progress_.step + 1;
-  step.clip_norm = config_.train.clip_norm;
-  optimizer_.Update(context_, step, model_, sums.Rows(1, 2));
+  if (result.valid_tokens > 0) {
+    AdamWStepParams step;
+    step.lr = LearningRate(config_.train.schedule, progress_.step);
+    step.step = progress_.step + 1;
+    step.clip_norm = config_.train.clip_norm;
+    optimizer_.Update(context_, step, model_, sums.Rows(1, 2));
+  } else {
+    SetZero(context_, model_.gradients().view());
+  }
 
   span = phase("wait for results");
   double values[2] = {0, 0};
