@@ -139,7 +139,7 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   std::vector<double> seconds;
   double values[2] = {0, 0};
   // Products are tuned in these.
-  const int warm_up = batch.num_tokens() <= 32768 ? 10 : 3;
+  const int warm_up = batch.num_tokens() <= 32768 ? 10 : 4;
   for (int step = 1; step <= warm_up + steps; ++step) {
     const double begin = Now();
     const ArenaScope scope(arena);
