@@ -76,7 +76,7 @@ leave_out() {
 # programs_of SECTION: the programs that it runs.
 programs_of() {
   case $1 in
-    tests) say "${gpu_tests[@]}" "${rank_tests[@]}" attention_plan_cuda_test ;;
+    tests) say "${gpu_tests[@]}" "${rank_tests[@]}" attention_plan_cuda_test evenkeel ;;
     kernels) say gpu_attention ;;
     ops) say gpu_ops ;;
     steps) say gpu_train_step ;;
@@ -148,6 +148,11 @@ run_test() {
   limited "$seconds" "$@" >"$log" 2>&1 </dev/null || code=$?
   passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -n 1)
   skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log" | tail -n 1)
+  if [[ -z $passed ]]; then  # of Python's unittest
+    passed=$(sed -n 's/^Ran \([0-9]*\) tests\? in.*/\1/p' "$log")
+    skipped=$(sed -n 's/^OK (skipped=\([0-9]*\)).*/\1/p' "$log")
+    passed=$((${passed:-0} - ${skipped:-0}))
+  fi
   result=$(reason "$code")
   if [[ $code == 0 && ${passed:-0} == 0 ]]; then result="no test ran"; fi
   printf '{"section": "%s", "test": "%s", "with": "%s", "result": "%s", ' \
@@ -172,6 +177,12 @@ run_tests() {
         "$(program "$name")" --gtest_brief=1
     done
   done
+  local evenkeel
+  evenkeel=$(program evenkeel)
+  if [[ -x $evenkeel ]]; then
+    run_test gpu_test "whole runs" 200 env EVENKEEL="$evenkeel" MPIEXEC=mpirun \
+      python3 tests/e2e/gpu_test.py
+  fi
   # Plain host code: a folder of programs need not have it.
   if [[ -x $(program attention_plan_cuda_test) ]]; then
     run_test attention_plan_cuda_test "" 60 "$(program attention_plan_cuda_test)" --gtest_brief=1

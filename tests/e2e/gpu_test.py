@@ -1,0 +1,84 @@
+"""The program on a GPU: resuming, several ranks, evaluation and generation. Skips itself without one.
+
+    EVENKEEL=build/cuda/launch/evenkeel MPIEXEC=mpirun python3 tests/e2e/gpu_test.py
+
+With EVENKEEL_DEVICE=cpu the same tests run on the CPU, which tests the tests.
+"""
+
+import json
+import os
+import signal
+import unittest
+
+from harness import EndToEndTest, children_of, metrics
+
+DEVICE = os.environ.get("EVENKEEL_DEVICE", "cuda")
+PREEMPTED = 75
+
+
+class GpuTest(EndToEndTest):
+
+    def setUp(self):
+        super().setUp()
+        self.settings = {"runtime__device": DEVICE, "runtime__dtype": "auto", "runtime__ranks_per_gpu": 4,
+                         "train__steps": 30, "train__eval_every": 10}
+        if DEVICE == "cuda":
+            facts = self.run_program("doctor")
+            if "none here" in facts or "built without CUDA" in facts:
+                self.skipTest("no GPU")
+
+    def test_resuming_gives_the_same_bits(self):
+        for name, changes in (("keep", {}), ("again", {"runtime__recompute": "layer"})):
+            settings = self.settings | changes
+            config, reference = self.config(f"{name}_reference", **settings)
+            self.train(config, ranks=0)
+            config, run = self.config(name, **settings)
+            for _ in range(2):
+                self.train(config, "train.max_minutes=1e-9", ranks=0, code=PREEMPTED)
+            self.assertIn("resumed at step 2:", self.train(config, ranks=0))
+            self.assert_same_run(run, reference, 30)
+        # What is kept and what is computed again are the same numbers.
+        rows = [[(row["loss"], row["grad_norm"]) for row in metrics(self.folder / name, "train")]
+                for name in ("keep", "again")]
+        self.assertEqual(rows[0], rows[1])
+
+    def test_more_ranks_train_the_same_model(self):
+        losses = {}
+        for ranks in (0, 2, 4):
+            config, run = self.config(f"ranks_{ranks}", **self.settings | {
+                "train__steps": 12, "trace": {"steps": 2, "first_step": 5}})
+            self.train(config, ranks=ranks)
+            losses[ranks] = [row["loss"] for row in metrics(run, "train")]
+            names = [row["name"] for row in json.loads((run / "trace" / "rank-0.json").read_text())
+                     if row["ph"] == "X"]
+            self.assertIn("step 5", names)
+            self.assertIn("layer 0 forward", names)
+            if DEVICE == "cuda" and ranks > 1:
+                self.assertTrue(any("gradient bucket" in name for name in names), names[:40])
+        for ranks in (2, 4):
+            # Sums of gradients round otherwise, and each step amplifies that.
+            for step, (have, want) in enumerate(zip(losses[ranks], losses[0])):
+                self.assertAlmostEqual(have, want, delta=(1e-6 if step == 0 else 0.02) * want)
+
+    def test_a_killed_rank_ends_the_job(self):
+        config, run = self.config(**self.settings | {"train__steps": 1000000, "train__eval_every": 0,
+                                                     "runtime__timeout_s": 5})
+        process = self.start_training(config, ranks=2)
+        self.wait_for_step(run, 3, process)
+        os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+        process.communicate(timeout=60)
+        self.assertNotEqual(process.returncode, 0)
+
+    def test_evaluates_and_generates_as_the_cpu_does(self):
+        config, run = self.config(**self.settings)
+        self.train(config, ranks=0)
+        losses = []
+        for device in (DEVICE, "cpu"):
+            output = self.run_program("eval", "--device", device, "--model", run, "--data",
+                                      self.folder / "valid", "--sequence-length", 64, "--json")
+            losses.append(json.loads(output.splitlines()[-1])["loss"])
+        self.assertAlmostEqual(losses[0], losses[1], delta=0.005 * losses[1])
+
+
+if __name__ == "__main__":
+    unittest.main()
