@@ -175,10 +175,11 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   const double begin = Now();
   std::vector<PackedBatch> batches;
   absl::Status data_status;
-  const auto phase = [&](const char* name) {
-    return std::make_unique<TraceSpan>(tracer_->host_writer(), tracer_->host_lane(), name);
+  std::optional<TraceSpan> span;
+  const auto begin_phase = [&](const char* name) {
+    span.emplace(tracer_->host_writer(), tracer_->host_lane(), name);
   };
-  auto span = phase("read data");
+  begin_phase("read data");
   double counts[2] = {0, 0};  // targets, FLOPs
   for (const MicroBatch& micro :
        MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
@@ -194,7 +195,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   }
   if (batches.empty()) batches.emplace_back();  // takes part in the reductions all the same
   result.data_seconds = Now() - begin;
-  span = phase("count targets");
+  begin_phase("count targets");
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, data_status, "training data"));
   EK_RETURN_IF_ERROR(
       comm_.AllReduce(TensorView(counts, DType::kF64, {2}), ReduceOp::kSum, "target counts"));
@@ -204,7 +205,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The loss is the mean over all tokens of the global batch that have a target, counted once: a
   // rank's share of it follows from what it holds, which may be nothing.
   const double scale = counts[0] > 0 ? 1 / counts[0] : 0;
-  span = phase(context_.cuda == nullptr ? "forward and backward" : "enqueue");
+  begin_phase(context_.cuda == nullptr ? "forward and backward" : "enqueue");
   const ArenaScope scope(context_.arena);
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
@@ -232,7 +233,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
     SetZero(context_, model_.gradients().view());
   }
 
-  span = phase("wait for results");
+  begin_phase("wait for results");
   double values[2] = {0, 0};
   EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
   result.exposed_comm_seconds =

@@ -70,8 +70,11 @@ absl::Status CheckSizesForGpu(const ModelConfig& config) {
   if (config.intermediate_size % kStep != 0) {
     return error("intermediate_size", config.intermediate_size, "a multiple of 8");
   }
-  const bool widens = config.has_kind(LayerKind::kLightning);
-  const int64_t most = widens ? kMaxHead / 2 : kMaxHead;  // LRPE doubles q and k
+  bool widens = false;  // LRPE doubles q and k
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    widens |= config.kind(layer) == LayerKind::kLightning && config.uses_lrpe(layer);
+  }
+  const int64_t most = widens ? kMaxHead / 2 : kMaxHead;
   if (head % kStep != 0 || head > most) {
     return error("head_dim", head, absl::StrCat("a multiple of 8 up to ", most));
   }
