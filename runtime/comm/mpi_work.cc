@@ -72,7 +72,9 @@ bool MpiWork::Test() {
       }
     }
     comm_->MarkBroken();
-    Finish(ToStatus(first, call_.text));
+    // Different calls also show as a transfer that MPI finds truncated: the cause says more.
+    const absl::Status mismatch = comm_->FindMismatch(call_);
+    Finish(mismatch.ok() ? ToStatus(first, call_.text) : mismatch);
   } else if (is_done != 0) {
     Finish(start_status_.ok() ? CheckReceives() : start_status_);
   }

@@ -94,7 +94,9 @@ void StatusBoard::Post(int communicator, const BoardCall& call) {
   if (!IsOnBoard(communicator)) return;
   auto& entry = row(mine_).communicators[static_cast<size_t>(communicator)];
   entry.history[static_cast<size_t>(call.sequence % kBoardHistory)].Write(call);
-  entry.last_sequence.store(call.sequence, std::memory_order_release);
+  // Sequentially consistent, as the load in Find: of two ranks that each post a call and then look
+  // for the other's, at least one must see it, and never starts its transfer.
+  entry.last_sequence.store(call.sequence, std::memory_order_seq_cst);
 }
 
 void StatusBoard::BeginWait(const BoardCall& call) {
@@ -110,7 +112,7 @@ std::optional<BoardCall> StatusBoard::Find(int local_rank, int communicator,
                                            int64_t sequence) const {
   if (!IsOnBoard(communicator)) return std::nullopt;
   const auto& entry = row(local_rank).communicators[static_cast<size_t>(communicator)];
-  if (entry.last_sequence.load(std::memory_order_acquire) < sequence) return std::nullopt;
+  if (entry.last_sequence.load(std::memory_order_seq_cst) < sequence) return std::nullopt;
   auto call = entry.history[static_cast<size_t>(sequence % kBoardHistory)].Read();
   if (call.has_value() && call->sequence != sequence) return std::nullopt;
   return call;
