@@ -1,13 +1,12 @@
 // The program: parses the command line, runs a subcommand, and turns its status into an exit code.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "launch/commands.h"
+#include "launch/failure_report.h"
 #include "runtime/base/exit_code.h"
-#include "runtime/base/log.h"
 #include "runtime/config/nearest_key.h"
 
 namespace evenkeel {
@@ -74,14 +73,8 @@ int Main(int argc, char** argv) {
     return static_cast<int>(ExitCode::kUsage);
   }
   const absl::Status status = body();
-  const ExitCode code = ExitCodeOf(status);
-  // All ranks end alike; one tells. A request to stop is no error.
-  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-  if (!status.ok() && (rank == nullptr || std::string(rank) == "0")) {
-    Log(code == ExitCode::kPreempted ? LogLevel::kInfo : LogLevel::kError,
-        std::string(status.message()));
-  }
-  return static_cast<int>(code);
+  ReportFailureOnce(status);
+  return static_cast<int>(ExitCodeOf(status));
 }
 
 }  // namespace

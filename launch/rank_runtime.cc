@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "launch/failure_report.h"
 #include "launch/machine.h"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/log.h"
@@ -90,10 +91,12 @@ absl::Status RunOnRank(const RankOptions& options,
   if (options.many_ranks) status = CheckLaunch(mpi.world().size(), get);
   if (status.ok())
     status = RunBody(options, mpi.world(), {mpi.local_rank(), mpi.local_size()}, body);
-  if (!status.ok() && LeavesPeersWaiting(ExitCodeOf(status)) && mpi.world().size() > 1) {
-    LogError(std::string(status.message()));
-    mpi.world().Abort(ExitCodeOf(status));
-  }
+  // Before MPI ends: once a rank has left with an error, mpirun ends the others, and what they had
+  // yet to say is lost.
+  const bool is_alone = !status.ok() && LeavesPeersWaiting(ExitCodeOf(status));
+  status = is_alone || mpi.world().rank() == 0 ? ReportFailure(std::move(status))
+                                               : MarkReported(std::move(status));
+  if (is_alone && mpi.world().size() > 1) mpi.world().Abort(ExitCodeOf(status));
   return status;
 }
 

@@ -47,6 +47,18 @@ class LaunchTest(EndToEndTest):
         self.assertIn("config", result.stderr)
         self.assertFalse(run.exists())
 
+    def test_one_rank_without_its_config(self):
+        config, run = self.config()
+        train = [EVENKEEL, "train", "--config"]
+        result = subprocess.run(
+            [MPIEXEC, "--oversubscribe", "-np", "1", *train, str(config), ":", "-np", "1", *train,
+             str(self.folder / "absent.yaml")],
+            env=environment(), capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, USAGE, result.stderr)
+        self.assertIn("[rank 1] error: ", result.stderr)
+        self.assertIn("absent.yaml", result.stderr)
+        self.assertFalse(run.exists())
+
 
 class ConfigTest(EndToEndTest):
 
