@@ -70,26 +70,46 @@ void CheckHeads(const ConstTensorView& x) {
       << x.shape.ToString();
 }
 
-SoftmaxForwardParams ForwardParams(const CudaTaskPlan& plan, double scale, const ConstTensorView& q,
-                                   const ConstTensorView& k, const ConstTensorView& v) {
+// What the parameter structs of softmax and ReLU attention have in common.
+template <typename Params>
+void SetOperands(Params& params, double scale, const ConstTensorView& q, const ConstTensorView& k,
+                 const ConstTensorView& v) {
   CheckHeads(q);
   CheckHeads(k);
   CheckHeads(v);
-  SoftmaxForwardParams params;
-  params.plan = plan.view;
   params.num_heads = static_cast<int>(q.dim(1));
-  params.num_kv_heads = static_cast<int>(k.dim(1));
   params.head_dim = static_cast<int>(q.dim(2));
   params.value_dim = static_cast<int>(v.dim(2));
   params.scale = static_cast<float>(scale);
-  params.q_rows = q.dim(0);
-  params.kv_rows = k.dim(0);
   params.q = q.data;
   params.k = k.data;
   params.v = v.data;
   params.q_stride = q.stride(0);
   params.k_stride = k.stride(0);
   params.v_stride = v.stride(0);
+}
+
+template <typename Params>
+void SetGradients(Params& params, const ConstTensorView& dout, const TensorView& dq,
+                  const TensorView& dk, const TensorView& dv) {
+  params.dout = dout.data;
+  params.dout_stride = dout.stride(0);
+  params.dq = dq.data;
+  params.dq_stride = dq.stride(0);
+  params.dk = dk.data;
+  params.dk_stride = dk.stride(0);
+  params.dv = dv.data;
+  params.dv_stride = dv.stride(0);
+}
+
+SoftmaxForwardParams ForwardParams(const CudaTaskPlan& plan, double scale, const ConstTensorView& q,
+                                   const ConstTensorView& k, const ConstTensorView& v) {
+  SoftmaxForwardParams params;
+  SetOperands(params, scale, q, k, v);
+  params.plan = plan.view;
+  params.num_kv_heads = static_cast<int>(k.dim(1));
+  params.q_rows = q.dim(0);
+  params.kv_rows = k.dim(0);
   return params;
 }
 
@@ -139,14 +159,7 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
   params.forward.out = const_cast<void*>(out.data);
   params.forward.out_stride = out.stride(0);
   params.forward.lse = const_cast<float*>(lse.as<float>());
-  params.dout = dout.data;
-  params.dout_stride = dout.stride(0);
-  params.dq = dq.data;
-  params.dq_stride = dq.stride(0);
-  params.dk = dk.data;
-  params.dk_stride = dk.stride(0);
-  params.dv = dv.data;
-  params.dv_stride = dv.stride(0);
+  SetGradients(params, dout, dq, dk, dv);
   params.accumulate = mode == KeyGradients::kAdd;
   params.workspace = Scratch(
       context, SoftmaxBackwardWorkspaceBytes(device_plan->host, params.forward.num_heads,
@@ -159,22 +172,10 @@ namespace {
 ReluAttentionForwardParams ReluParams(const CudaTaskPlan& plan, size_t num_tasks, double scale,
                                       const ConstTensorView& q, const ConstTensorView& k,
                                       const ConstTensorView& v) {
-  CheckHeads(q);
-  CheckHeads(k);
-  CheckHeads(v);
   ReluAttentionForwardParams params;
+  SetOperands(params, scale, q, k, v);
   params.tasks = plan.tasks;
   params.num_tasks = static_cast<int64_t>(num_tasks);
-  params.num_heads = static_cast<int>(q.dim(1));
-  params.head_dim = static_cast<int>(q.dim(2));
-  params.value_dim = static_cast<int>(v.dim(2));
-  params.scale = static_cast<float>(scale);
-  params.q = q.data;
-  params.k = k.data;
-  params.v = v.data;
-  params.q_stride = q.stride(0);
-  params.k_stride = k.stride(0);
-  params.v_stride = v.stride(0);
   return params;
 }
 
@@ -203,14 +204,7 @@ void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, 
   CheckHeads(dq);
   CheckHeads(dk);
   CheckHeads(dv);
-  params.dout = dout.data;
-  params.dout_stride = dout.stride(0);
-  params.dq = dq.data;
-  params.dq_stride = dq.stride(0);
-  params.dk = dk.data;
-  params.dk_stride = dk.stride(0);
-  params.dv = dv.data;
-  params.dv_stride = dv.stride(0);
+  SetGradients(params, dout, dq, dk, dv);
   Note(context, LaunchReluAttentionBackward(params, StreamOf(context)),
        "ReluBlockAttentionBackward");
 }
