@@ -1,0 +1,15 @@
+// A run of rows that moves from one tensor to another.
+#pragma once
+
+#include <cstdint>
+
+namespace evenkeel {
+
+// Rows [from, from + count) of one tensor that go to rows [to, to + count) of another.
+struct RowRange {
+  int64_t from;
+  int64_t to;
+  int64_t count;
+};
+
+}  // namespace evenkeel
