@@ -1,6 +1,7 @@
 #include "parallel/mesh.h"
 
 #include "absl/strings/str_format.h"
+#include "runtime/base/check.h"
 
 namespace evenkeel {
 
@@ -22,6 +23,14 @@ absl::StatusOr<MeshCoord> CoordOfRank(const MeshShape& shape, int world_size, in
   coord.dp = rank / (shape.tp * shape.cp) % shape.dp;
   coord.pp = rank / (shape.tp * shape.cp * shape.dp);
   return coord;
+}
+
+int RankOfCoord(const MeshShape& shape, const MeshCoord& coord) {
+  const auto inside = [](int index, int degree) { return index >= 0 && index < degree; };
+  EK_CHECK(inside(coord.pp, shape.pp) && inside(coord.dp, shape.dp) && inside(coord.cp, shape.cp) &&
+           inside(coord.tp, shape.tp))
+      << "coordinates " << coord.pp << " " << coord.dp << " " << coord.cp << " " << coord.tp;
+  return ((coord.pp * shape.dp + coord.dp) * shape.cp + coord.cp) * shape.tp + coord.tp;
 }
 
 }  // namespace evenkeel

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace evenkeel {
@@ -27,5 +28,33 @@ struct MeshCoord {
 // Returns the coordinates of `rank`. Fails, naming all degrees, if they do not multiply to
 // `world_size`.
 absl::StatusOr<MeshCoord> CoordOfRank(const MeshShape& shape, int world_size, int rank);
+
+// The inverse: the rank at `coord`, which lies inside `shape`.
+int RankOfCoord(const MeshShape& shape, const MeshCoord& coord);
+
+// What of a model, and of how it is run, limits the degrees.
+struct MeshLimits {
+  int64_t num_layers = 1;
+  int64_t num_heads = 1;
+  int64_t num_kv_heads = 0;  // 0 if no layer has any
+  int64_t vocab_size = 1;
+  int64_t intermediate_size = 1;
+  int64_t virtual_stages = 1;  // model chunks a pipeline rank has
+  bool cp_over_heads = false;  // context parallelism trades tokens for heads (Ulysses)
+};
+
+// Checks that
+//   pp dp cp tp = world_size,
+//   every stage has a layer: pp virtual_stages <= num_layers, and virtual_stages > 1 needs pp > 1,
+//   tp divides the heads, divides the kv heads or is a multiple of them (which are then repeated),
+//     and is at most the vocabulary and the intermediate size,
+//   with cp_over_heads, cp does to the heads of a tensor-parallel rank what tp does to all.
+// The error names all degrees and the world size, everything that is wrong, for each the nearest
+// degrees that would do, and whole meshes near this one.
+absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLimits& limits);
+
+// Returns `shape` with dp filled in if it is 0: what the other degrees leave of world_size. Fails,
+// with meshes near this one, if they do not divide it. Other values of dp stay as they are.
+absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size);
 
 }  // namespace evenkeel
