@@ -1,5 +1,7 @@
 #include "runtime/ops/embedding.h"
 
+#include <algorithm>
+
 #include "runtime/ops/cuda/cuda_ops.h"
 #include "runtime/ops/row_loops.h"
 
@@ -19,6 +21,10 @@ void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices t
     context.pool.ParallelFor(
         out.count, row_loops::RowGrain(out.columns), [&](int64_t begin, int64_t end) {
           for (int64_t t = begin; t < end; ++t) {
+            if (tokens[t] == kNoToken) {
+              std::fill(out[t], out[t] + out.columns, T{0});
+              continue;
+            }
             row_loops::Map<T>(
                 out.columns, out[t], [factor](Vec<T> v) { return v * factor; }, weights[tokens[t]]);
           }
@@ -40,6 +46,7 @@ void EmbeddingBackward(const OpContext& context, Indices tokens, double scale, C
     constexpr int64_t kGrain = 32;
     context.pool.ParallelFor(d.columns, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < d.count; ++t) {
+        if (tokens[t] == kNoToken) continue;
         T* out = gradient[tokens[t]] + begin;
         row_loops::Map<T>(
             end - begin, out, [factor](Vec<T> v, Vec<T> w) { return v + w * factor; }, out,

@@ -8,8 +8,12 @@
 
 namespace evenkeel {
 
-// y [T, C] = scale * table[tokens[t]]; table [V, C]; every token is in [0, V) (checked where the
-// tokens enter the program, not here).
+// A token that has no row in this table, as those of other ranks have none where a vocabulary is
+// split: a row of zeros, and no gradient.
+inline constexpr int32_t kNoToken = -1;
+
+// y [T, C] = scale * table[tokens[t]]; table [V, C]; every token is in [0, V) or kNoToken (checked
+// where the tokens enter the program, not here).
 void EmbeddingForward(const OpContext& context, ConstTensorView table, Indices tokens, double scale,
                       TensorView y);
 

@@ -1,4 +1,5 @@
 // Cross-entropy and the embedding table: what has a vocabulary.
+#include <algorithm>
 #include <limits>
 #include <numeric>
 
@@ -138,7 +139,8 @@ TEST_F(LossCudaTest, HostileLogits) {
   }
 }
 
-// A vocabulary in which one id takes most places, as padding or "the" does.
+// A vocabulary in which one id takes most places, as padding or "the" does, and some tokens have no
+// row.
 std::vector<int32_t> SkewedTokens(int64_t n, int32_t vocab) {
   const Philox random(3, 9);
   std::vector<int32_t> tokens;
@@ -146,6 +148,7 @@ std::vector<int32_t> SkewedTokens(int64_t n, int32_t vocab) {
     const auto bits = random.Bits(static_cast<uint64_t>(i));
     tokens.push_back(bits % 3 == 0 ? vocab - 1
                                    : static_cast<int32_t>(bits / 3 % static_cast<uint64_t>(vocab)));
+    if (i % 7 == 3) tokens.back() = kNoToken;
   }
   return tokens;
 }
@@ -170,7 +173,7 @@ TEST(EmbeddingPlanTest, EveryTokenOnceInOrder) {
         }
         at += piece.count;
       }
-      EXPECT_EQ(at, n);
+      EXPECT_EQ(at, n - std::count(tokens.begin(), tokens.end(), kNoToken));
       int64_t slots = 0;
       for (int64_t i = 0; i < view.num_splits; ++i) {
         EXPECT_EQ(view.splits[i].slot, slots);
@@ -180,6 +183,13 @@ TEST(EmbeddingPlanTest, EveryTokenOnceInOrder) {
       EXPECT_EQ(slots, view.num_slots);
     }
   }
+}
+
+TEST(EmbeddingPlanTest, NoTokenWithARow) {
+  const std::vector<int32_t> tokens(100, kNoToken);
+  const EmbeddingPlan plan = PlanEmbeddingBackward(tokens.data(), 100);
+  EXPECT_EQ(plan.num_pieces, 0);
+  EXPECT_EQ(plan.num_slots, 0);
 }
 
 TEST_F(LossCudaTest, EmbeddingEqualsCpu) {

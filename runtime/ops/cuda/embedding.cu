@@ -14,8 +14,15 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads) GatherKernel(const EmbeddingForwardParams p) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (t >= p.tokens) return;
-  const Bf16* from = static_cast<const Bf16*>(p.table) + p.ids[t] * p.columns;
+  const int64_t id = p.ids[t];
   Bf16* to = static_cast<Bf16*>(p.y) + t * p.y_stride;
+  if (id < 0) {
+    for (int64_t at = threadIdx.x % 32 * kPiece; at < p.columns; at += 32 * kPiece) {
+      StorePiece(to + at, make_uint4(0, 0, 0, 0));
+    }
+    return;
+  }
+  const Bf16* from = static_cast<const Bf16*>(p.table) + id * p.columns;
   constexpr int kAhead = 4;
   for (int64_t first = threadIdx.x % 32 * kPiece; first < p.columns;
        first += kAhead * 32 * kPiece) {
@@ -40,10 +47,11 @@ __global__ void __launch_bounds__(kThreads) GatherKernel(const EmbeddingForwardP
 
 __global__ void __launch_bounds__(kThreads) GatherAnyKernel(const EmbeddingForwardParams p) {
   for (int64_t t = blockIdx.x; t < p.tokens; t += gridDim.x) {
-    const Bf16* from = static_cast<const Bf16*>(p.table) + p.ids[t] * p.columns;
+    const int64_t id = p.ids[t];
+    const Bf16* table = static_cast<const Bf16*>(p.table);
     for (int64_t i = threadIdx.x; i < p.columns; i += kThreads) {
-      static_cast<Bf16*>(p.y)[t * p.y_stride + i] =
-          __float2bfloat16(__bfloat162float(from[i]) * p.scale);
+      const float x = id < 0 ? 0.0f : __bfloat162float(table[id * p.columns + i]) * p.scale;
+      static_cast<Bf16*>(p.y)[t * p.y_stride + i] = __float2bfloat16(x);
     }
   }
 }

@@ -15,7 +15,7 @@ namespace evenkeel {
 struct EmbeddingForwardParams {
   int64_t tokens = 0;            // T
   int64_t columns = 0;           // C
-  const int32_t* ids = nullptr;  // [T], each in [0, V)
+  const int32_t* ids = nullptr;  // [T], each in [0, V), or negative for a row of zeros
   const void* table = nullptr;   // bf16 [V, C], dense
   float scale = 1.0f;
   void* y = nullptr;     // bf16 [T, C] = scale table[ids]

@@ -3,18 +3,23 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <numeric>
 
 namespace evenkeel {
 namespace {
 
-// Places of the tokens by ascending id, stable: least significant digits first.
+// Places of the tokens with a row by ascending id, stable: least significant digits first.
 std::vector<int32_t> SortedPlaces(const int32_t* tokens, int64_t num_tokens) {
   constexpr int kBits = 11;
   constexpr size_t kDigits = size_t{1} << kBits;
-  std::vector<int32_t> places(static_cast<size_t>(num_tokens)), next(places.size());
-  std::iota(places.begin(), places.end(), 0);
-  const int32_t most = num_tokens > 0 ? *std::max_element(tokens, tokens + num_tokens) : 0;
+  std::vector<int32_t> places;
+  places.reserve(static_cast<size_t>(num_tokens));
+  int32_t most = 0;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    if (tokens[t] < 0) continue;
+    places.push_back(static_cast<int32_t>(t));
+    most = std::max(most, tokens[t]);
+  }
+  std::vector<int32_t> next(places.size());
   for (int shift = 0; shift < 32 && most >> shift > 0; shift += kBits) {
     std::array<int64_t, kDigits + 1> begin = {};
     const auto digit = [&](int32_t place) {
@@ -43,7 +48,7 @@ EmbeddingPlan PlanEmbeddingBackward(const int32_t* tokens, int64_t num_tokens) {
   const std::vector<int32_t> order = SortedPlaces(tokens, num_tokens);
   std::vector<EmbeddingPiece> pieces;
   std::vector<EmbeddingSplit> splits;
-  const auto total = static_cast<int32_t>(num_tokens);
+  const auto total = static_cast<int32_t>(order.size());
   const auto id_at = [&](int32_t i) { return tokens[order[static_cast<size_t>(i)]]; };
   EmbeddingPlan plan;
   for (int32_t begin = 0, end; begin < total; begin = end) {

@@ -37,7 +37,7 @@ struct EmbeddingPlan {
 
 // A plan in device memory.
 struct EmbeddingPlanView {
-  const int32_t* order = nullptr;  // [T]: tokens' places, ascending id, then ascending place
+  const int32_t* order = nullptr;  // tokens' places, ascending id, then ascending place
   const EmbeddingPiece* pieces = nullptr;
   const EmbeddingSplit* splits = nullptr;
   int64_t num_pieces = 0;
@@ -45,7 +45,7 @@ struct EmbeddingPlanView {
   int64_t num_slots = 0;
 };
 
-// Sorts the tokens; ids are not negative. O(T) by radix.
+// Sorts the tokens and leaves out those with negative ids, which have no row. O(T) by radix.
 EmbeddingPlan PlanEmbeddingBackward(const int32_t* tokens, int64_t num_tokens);
 
 // `device` holds a copy of plan.bytes.

@@ -44,6 +44,35 @@ TEST(EmbeddingTest, BackwardAddsRowsInTokenOrder) {
   });
 }
 
+// A table without a row for some of the tokens: what they would read and write lies before it.
+TEST(EmbeddingTest, TokensWithoutARowAreZeroAndLeaveTheGradient) {
+  const int64_t tokens = 130, columns = 37;
+  const int32_t vocabulary = 5;
+  auto ids = RandomTokens(tokens, vocabulary, 2);
+  for (size_t t = 0; t < ids.size(); t += 3) ids[t] = kNoToken;
+  const auto dy = RandomNormal(tokens * columns, 3);
+  // Row 0 belongs to nobody: the table begins at row 1.
+  const auto rows = RandomNormal((vocabulary + 1) * columns, 4);
+  const auto table = ViewOf(rows, {vocabulary + 1, columns}).Rows(1, vocabulary + 1);
+  std::vector<double> expected_y(dy.size()), expected = rows;
+  for (size_t i = 0; i < dy.size(); ++i) {
+    if (ids[i / 37] == kNoToken) continue;
+    const size_t at = static_cast<size_t>(ids[i / 37] + 1) * 37 + i % 37;
+    expected_y[i] = 2 * rows[at];
+    expected[at] += 2 * dy[i];
+  }
+  ExpectSameOnAnyThreads(DType::kF64, [&](const OpContext& context) {
+    std::vector<double> y(dy.size(), NAN);
+    EmbeddingForward(context, table, ids, 2, ViewOf(y, {tokens, columns}));
+    EXPECT_TRUE(SameBits(y, expected_y));
+    auto gradient = rows;
+    EmbeddingBackward(context, ids, 2, ViewOf(dy, {tokens, columns}),
+                      ViewOf(gradient, {vocabulary + 1, columns}).Rows(1, vocabulary + 1));
+    EXPECT_TRUE(SameBits(gradient, expected));
+    return gradient;
+  });
+}
+
 TEST(EmbeddingTest, NoTokensLeaveTheGradient) {
   OpRunner runner(2);
   auto dtable = RandomNormal(20, 1);
