@@ -57,6 +57,7 @@ void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
 }
 
 void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y) {
+  EK_TRACE_ON_CUDA(context, Add, a, b, y)
   DispatchFloat(y.dtype, [&]<typename T>() {
     ForEachRun<T>(
         context.pool,
@@ -66,6 +67,11 @@ void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorV
         },
         a, b, y);
   });
+}
+
+void AddWide(const OpContext& context, ConstTensorView x, TensorView sum) {
+  EK_TRACE_ON_CUDA(context, AddWide, x, sum)
+  Add(context, sum, x, sum);  // on the CPU both dtypes are one
 }
 
 void Multiply(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y) {

@@ -7,14 +7,16 @@
 
 namespace evenkeel {
 
-// Also on a GPU: SetZero, Copy, BiasBackward, AddSum, AddSquares. The others are what ops on the
-// CPU are made of.
+// Also on a GPU: SetZero, Copy, Add, AddWide, BiasBackward, AddSum, AddSquares. The others are what
+// ops on the CPU are made of.
 
 void SetZero(const OpContext& context, TensorView x);
 // y = x; any dtype on a GPU.
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
-// y = a + b; y may be a or b.
+// y = a + b, all of one dtype; y may be a or b.
 void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
+// sum += x; sum is of the context's wide dtype, x of that or of the context's dtype.
+void AddWide(const OpContext& context, ConstTensorView x, TensorView sum);
 // y = a b; y may be a or b.
 void Multiply(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
 // x *= factor

@@ -4,10 +4,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "runtime/base/philox.h"
+#include "runtime/device/cuda_device.h"
+#include "runtime/ops/gpu.h"
 #include "runtime/ops/op_context.h"
 #include "tests/gpu/device_array.h"
 
@@ -24,6 +28,37 @@ class OpsCudaTest : public ::testing::Test {
   Arena arena_ = *Arena::Create(int64_t{1} << 30, tracker_);
   OpContext context_{pool_, arena_, DType::kF64};
 };
+
+// For tests that call ops with tensors: a context on a GPU beside the CPU's.
+class GpuOpsTest : public OpsCudaTest {
+ protected:
+  void SetUp() override {
+    OpsCudaTest::SetUp();
+    if (IsSkipped()) return;
+    gpu_ = *OpenGpu(0);
+    gpu_arena_.emplace(*Arena::CreateOnGpu(DeviceOf(*gpu_), int64_t{1} << 30, tracker_));
+  }
+
+  // Calls ops(context) and waits for what it enqueued. Its stream does not wait for the copies that
+  // a DeviceArray makes, so this does.
+  template <typename Ops>
+  void OnGpu(const Ops& ops) {
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    ops(OpContext{pool_, *gpu_arena_, DType::kBF16, gpu_.get()});
+    EXPECT_TRUE(DeviceOf(*gpu_).Synchronize().ok());
+    EXPECT_EQ(gpu_arena_->bytes_in_use(), 0) << "an op kept scratch memory";
+  }
+
+ private:
+  std::shared_ptr<CudaOps> gpu_;
+  std::optional<Arena> gpu_arena_;
+};
+
+// A dense tensor in device memory.
+template <typename T>
+TensorView OnDevice(const DeviceArray<T>& array, DType dtype, Shape shape) {
+  return TensorView(array.data(), dtype, shape, Device::kCuda);
+}
 
 inline TensorView F64(std::vector<double>& data, Shape shape) {
   EXPECT_EQ(static_cast<int64_t>(data.size()), shape.num_elements());

@@ -54,6 +54,8 @@ Positions Mirror(const OpContext& context, Positions array);
 
 void SetZero(const OpContext& context, TensorView x);
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
+void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
+void AddWide(const OpContext& context, ConstTensorView x, TensorView sum);
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);
 void AddSum(const OpContext& context, ConstTensorView x, TensorView sum);
 void AddSquares(const OpContext& context, ConstTensorView x, TensorView sum);

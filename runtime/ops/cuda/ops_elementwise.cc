@@ -1,4 +1,5 @@
 #include "runtime/ops/cuda/activation_cuda.h"
+#include "runtime/ops/cuda/add_cuda.h"
 #include "runtime/ops/cuda/bias_cuda.h"
 #include "runtime/ops/cuda/convert_cuda.h"
 #include "runtime/ops/cuda/cuda_op_context.h"
@@ -81,6 +82,50 @@ void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
        cudaMemcpy2DAsync(y.data, to.pitch, x.data, from.pitch, from.width, from.rows,
                          cudaMemcpyDeviceToDevice, StreamOf(context)),
        "Copy");
+}
+
+namespace {
+
+// y = a + b as one long row where all three are dense, else row by row.
+void AddTo(const OpContext& context, const ConstTensorView& a, const ConstTensorView& b,
+           const TensorView& y, const char* op) {
+  EK_CHECK(a.shape == y.shape && b.shape == y.shape)
+      << a.shape.ToString() << " + " << b.shape.ToString() << " -> " << y.shape.ToString();
+  const auto is_float = [](const ConstTensorView& view) {
+    EK_CHECK(view.dtype == DType::kF32 || view.dtype == DType::kBF16) << view.shape.ToString();
+    return view.dtype == DType::kF32;
+  };
+  AddParams params;
+  params.float_a = is_float(a);
+  params.float_b = is_float(b);
+  params.a = a.data;
+  params.b = b.data;
+  params.y = y.data;
+  if (a.is_dense() && b.is_dense() && y.is_dense()) {
+    params.rows = 1;
+    params.columns = y.num_elements();
+    params.a_stride = params.b_stride = params.y_stride = 0;
+  } else {
+    params.rows = y.dim(0);
+    params.columns = RowColumns(y);
+    EK_CHECK(RowColumns(a) == params.columns && RowColumns(b) == params.columns);
+    params.a_stride = a.stride(0);
+    params.b_stride = b.stride(0);
+    params.y_stride = y.stride(0);
+  }
+  Note(context, LaunchAdd(params, StreamOf(context)), op);
+}
+
+}  // namespace
+
+void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y) {
+  EK_CHECK(a.dtype == y.dtype && b.dtype == y.dtype) << y.shape.ToString();
+  AddTo(context, a, b, y, "Add");
+}
+
+void AddWide(const OpContext& context, ConstTensorView x, TensorView sum) {
+  EK_CHECK(sum.dtype == DType::kF32) << sum.shape.ToString();
+  AddTo(context, sum, x, sum, "AddWide");
 }
 
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias) {

@@ -49,6 +49,9 @@ TYPED_TEST(ElementwiseTest, MatchesPlainLoopsOnStridedAndDenseViews) {
             "Add in place", b, [&](TensorView v) { Add(context, part(a), v, v); },
             [&](size_t i, int64_t) { return a[i] + b[i]; });
         expect(
+            "AddWide", y, [&](TensorView v) { AddWide(context, part(a), v); },
+            [&](size_t i, int64_t) { return y[i] + a[i]; });
+        expect(
             "Multiply", y, [&](TensorView v) { Multiply(context, part(a), part(b), v); },
             [&](size_t i, int64_t) { return a[i] * b[i]; });
         expect(
