@@ -1,4 +1,4 @@
-// A run of rows that moves from one tensor to another.
+// Which rows of one tensor become which rows of another.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Integers that the host makes and ops read: token ids, targets, positions. On a GPU they are read
-// from a copy in device memory, made once a batch and used by every layer.
+// What the host makes and ops read: token ids, targets, positions, ranges of rows. On a GPU it is
+// read from a copy in device memory, made once a batch and used by every layer.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,8 @@ using Indices = MirroredArray<int32_t>;
 using Positions = MirroredArray<int64_t>;
 
 // Returns the array with its copy on the context's GPU, in the context's arena; on the CPU, the
-// array as it is.
-Indices Mirror(const OpContext& context, Indices array);
-Positions Mirror(const OpContext& context, Positions array);
+// array as it is. For the arrays above and those of copy_rows.h.
+template <typename T>
+MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array);
 
 }  // namespace evenkeel

@@ -1,4 +1,5 @@
-// Sums of tensors.
+// Sums of tensors, and copies of rows.
+#include "runtime/ops/copy_rows.h"
 #include "runtime/ops/elementwise.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
@@ -79,6 +80,105 @@ TEST_F(RowsCudaTest, AddWideTakesActivationsAndWideNumbers) {
     EXPECT_TRUE(
         SameBits(wide_sum.Download(),
                  Expected(size, before, wide, before, [](float sum, float x) { return sum + x; })));
+  }
+}
+
+// Ranges whose lengths repeat `lengths`, in order in x with gaps, in the opposite order in y.
+std::vector<RowRange> Ranges(const std::vector<int64_t>& lengths, int64_t count) {
+  std::vector<RowRange> ranges;
+  int64_t from = 1, to = 2;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t length = lengths[static_cast<size_t>(i) % lengths.size()];
+    ranges.push_back({from, 0, length});
+    from += length + i % 3;
+  }
+  for (auto range = ranges.rbegin(); range != ranges.rend(); ++range) {
+    range->to = to;
+    to += range->count + 1;
+  }
+  return ranges;
+}
+
+struct CopyCase {
+  const char* name;
+  std::vector<RowRange> ranges;
+  int64_t columns, x_width, y_width, begin;
+};
+
+std::vector<CopyCase> CopyCases() {
+  std::vector<int64_t> skewed(5000, 1);
+  skewed[1234] = 20000;
+  skewed[4999] = 9000;
+  skewed[0] = 0;
+  std::vector<int64_t> even(130, 61);  // more ranges than travel with the kernel, none longest
+  return {{"single rows", Ranges({1}, 5000), 256, 256, 256, 0},
+          {"single rows of a part of the columns", Ranges({1}, 3000), 264, 800, 272, 8},
+          {"one range", {{3, 1, 1}}, 64, 64, 64, 0},
+          {"no range", {}, 64, 64, 64, 0},
+          {"empty ranges", {{0, 0, 0}, {5, 2, 0}}, 64, 64, 64, 0},
+          {"a few long", Ranges({3000, 2001}, 5), 128, 128, 128, 0},
+          {"a few long, strided", Ranges({3000, 2001}, 5), 128, 384, 136, 0},
+          {"single rows and long ones", Ranges(skewed, 5000), 24, 32, 24, 0},
+          {"many even", Ranges(even, 130), 1024, 1024, 1032, 0},
+          {"many even, one row a part", Ranges({61}, 130), 4104, 4112, 4104, 0},
+          {"all lengths", Ranges({0, 1, 2, 3, 40, 700, 5, 90}, 900), 40, 40, 48, 0},
+          {"wide rows", Ranges({1, 2}, 9), 60000, 60000, 60008, 0},
+          {"4 bytes", Ranges({1, 0, 300}, 200), 30, 34, 30, 2},
+          {"2 bytes", Ranges({1, 0, 300}, 200), 37, 41, 37, 1},
+          {"one element", Ranges({1, 17, 500}, 100), 1, 1, 1, 0},
+          {"one strided element", Ranges({1, 17, 500}, 100), 1, 3, 1, 1}};
+}
+
+TEST_F(RowsCudaTest, CopiesWhatTheRangesNameAndNothingElse) {
+  for (const CopyCase& c : CopyCases()) {
+    SCOPED_TRACE(c.name);
+    int64_t x_rows = 6, y_rows = 6;
+    for (const RowRange& range : c.ranges) {
+      x_rows = std::max(x_rows, range.from + range.count);
+      y_rows = std::max(y_rows, range.to + range.count);
+    }
+    std::vector<Bits> x(static_cast<size_t>(x_rows * c.x_width));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<Bits>(i * 40503 + i / 65536);
+    const std::vector<Bits> before(static_cast<size_t>(y_rows * c.y_width), kPoison);
+    std::vector<Bits> want = before;
+    const auto columns_of = [&](auto* data, int64_t rows, int64_t width, int64_t begin,
+                                Device device) {
+      return TensorView(data, DType::kBF16, {rows, width}, device)
+          .Columns(begin, begin + c.columns);
+    };
+    CopyRowRanges(context_, c.ranges,
+                  columns_of(x.data(), x_rows, c.x_width, c.begin, Device::kCpu),
+                  columns_of(want.data(), y_rows, c.y_width, 0, Device::kCpu));
+    const DeviceArray<Bits> x_d(x), y(before), again(before);
+    OnGpu([&](const OpContext& context) {
+      const auto from = columns_of(x_d.data(), x_rows, c.x_width, c.begin, Device::kCuda);
+      CopyRowRanges(context, c.ranges, from,
+                    columns_of(y.data(), y_rows, c.y_width, 0, Device::kCuda));
+      const ArenaScope scope(context.arena);
+      const RowRanges mirrored = Mirror(context, RowRanges(c.ranges));
+      CopyRowRanges(context, mirrored, from,
+                    columns_of(again.data(), y_rows, c.y_width, 0, Device::kCuda));
+    });
+    EXPECT_TRUE(SameBits(y.Download(), want));
+    EXPECT_TRUE(SameBits(again.Download(), want)) << "mirrored ranges";
+  }
+}
+
+TEST_F(RowsCudaTest, CopiesFloats) {
+  const std::vector<RowRange> ranges = Ranges({1, 4, 80}, 60);
+  for (const int64_t columns : {3, 33, 64}) {
+    const int64_t rows = 2000;
+    const std::vector<float> x = RandomFloats(rows * columns, 1);
+    std::vector<float> want = RandomFloats(rows * columns, 2);
+    const DeviceArray<float> x_d(x), y(want);
+    const Shape shape = {rows, columns};
+    CopyRowRanges(context_, ranges, ConstTensorView(x.data(), DType::kF32, shape),
+                  TensorView(want.data(), DType::kF32, shape));
+    OnGpu([&](const OpContext& context) {
+      CopyRowRanges(context, ranges, OnDevice(x_d, DType::kF32, shape),
+                    OnDevice(y, DType::kF32, shape));
+    });
+    EXPECT_TRUE(SameBits(y.Download(), want)) << columns;
   }
 }
 

@@ -11,6 +11,7 @@
 #include "runtime/base/with_cuda.h"
 #include "runtime/ops/activation_kind.h"
 #include "runtime/ops/adamw.h"
+#include "runtime/ops/copy_rows.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/mirrored_array.h"
@@ -49,11 +50,13 @@ absl::Status WaitForOps(const OpContext& context);
 absl::Status CopyToHost(const OpContext& context, ConstTensorView x, TensorView host);
 absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, TensorView x);
 
-Indices Mirror(const OpContext& context, Indices array);
-Positions Mirror(const OpContext& context, Positions array);
+template <typename T>
+MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array);
 
 void SetZero(const OpContext& context, TensorView x);
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
+void CopyRowRanges(const OpContext& context, const RowRanges& ranges, ConstTensorView x,
+                   TensorView y);
 void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
 void AddWide(const OpContext& context, ConstTensorView x, TensorView sum);
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);

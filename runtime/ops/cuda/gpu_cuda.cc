@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/row_range.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/device/cuda_status.h"
 #include "runtime/ops/cuda/cuda_op_context.h"
@@ -34,17 +36,6 @@ struct OpenedGpu {
     (void)cudaFree(workspace);
   }
 };
-
-template <typename T>
-MirroredArray<T> MirrorOf(const OpContext& context, MirroredArray<T> array) {
-  if (array.device != nullptr || array.size() == 0) return array;
-  const TensorView copy =
-      context.arena.Allocate(DTypeOf<T>::value, {array.size()}, MemoryPurpose::kActivations);
-  context.cuda->device->Upload(array.host.data(), copy.data,
-                               array.size() * static_cast<int64_t>(sizeof(T)));
-  array.device = static_cast<const T*>(copy.data);
-  return array;
-}
 
 }  // namespace
 
@@ -113,12 +104,20 @@ absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, Tensor
   return absl::OkStatus();
 }
 
-Indices Mirror(const OpContext& context, Indices array) {
-  return MirrorOf(context, array);
+template <typename T>
+MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % 4 == 0);
+  if (array.device != nullptr || array.size() == 0) return array;
+  const int64_t bytes = array.size() * static_cast<int64_t>(sizeof(T));
+  const TensorView copy =
+      context.arena.Allocate(DType::kI32, {bytes / 4}, MemoryPurpose::kActivations);
+  context.cuda->device->Upload(array.host.data(), copy.data, bytes);
+  array.device = static_cast<const T*>(copy.data);
+  return array;
 }
 
-Positions Mirror(const OpContext& context, Positions array) {
-  return MirrorOf(context, array);
-}
+template Indices Mirror(const OpContext& context, Indices array);
+template Positions Mirror(const OpContext& context, Positions array);
+template MirroredArray<RowRange> Mirror(const OpContext& context, MirroredArray<RowRange> array);
 
 }  // namespace evenkeel::cuda

@@ -1,0 +1,23 @@
+#include "runtime/ops/cuda/copy_rows_cuda.h"
+#include "runtime/ops/cuda/cuda_op_context.h"
+#include "runtime/ops/cuda/cuda_ops.h"
+
+namespace evenkeel::cuda {
+
+void CopyRowRanges(const OpContext& context, const RowRanges& ranges, ConstTensorView x,
+                   TensorView y) {
+  const ArenaScope scope(context.arena);
+  const int64_t element = SizeOf(x.dtype);
+  CopyRowsParams params;
+  params.x = x.data;
+  params.y = y.data;
+  params.row_bytes = x.dim(1) * element;
+  params.x_stride = x.stride(0) * element;
+  params.y_stride = y.stride(0) * element;
+  params.ranges = cuda::Mirror(context, ranges).device;
+  params.host_ranges = ranges.host.data();
+  params.num_ranges = ranges.size();
+  Note(context, LaunchCopyRows(params, StreamOf(context)), "CopyRowRanges");
+}
+
+}  // namespace evenkeel::cuda
