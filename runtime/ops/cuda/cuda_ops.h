@@ -109,6 +109,11 @@ void CrossEntropyForwardBackward(const OpContext& context, Indices targets, doub
                                  TensorView logits, TensorView losses);
 void CrossEntropyForward(const OpContext& context, ConstTensorView logits, Indices targets,
                          TensorView losses);
+void CrossEntropySliceStatistics(const OpContext& context, ConstTensorView logits, Indices targets,
+                                 int64_t vocab_begin, TensorView statistics);
+void CrossEntropySliceGradient(const OpContext& context, ConstTensorView all, Indices targets,
+                               int64_t vocab_begin, double scale, TensorView logits,
+                               TensorView losses);
 
 void ClippedAdamW(const OpContext& context, const AdamWConfig& config, const AdamWStepParams& step,
                   absl::Span<const AdamWRange> ranges, ConstTensorView sum_of_squares,
