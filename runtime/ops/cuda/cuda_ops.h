@@ -77,6 +77,16 @@ void GatedRmsNormForward(const OpContext& context, ConstTensorView x, ConstTenso
 void GatedRmsNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
                           double eps, ConstTensorView dy, TensorView dx, TensorView dgate);
 
+void RowSquares(const OpContext& context, ConstTensorView x, TensorView sums);
+void SplitNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                      ConstTensorView sums, int64_t columns, double eps, TensorView y);
+void SplitNormDots(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                   ConstTensorView sums, int64_t columns, double eps, ConstTensorView dy,
+                   TensorView dots);
+void SplitNormBackward(const OpContext& context, ConstTensorView x, ConstTensorView gate,
+                       ConstTensorView sums, ConstTensorView dots, int64_t columns, double eps,
+                       ConstTensorView dy, TensorView dx, TensorView dgate);
+
 void ActivationForward(const OpContext& context, Activation activation, ConstTensorView x,
                        TensorView y);
 void ActivationBackward(const OpContext& context, Activation activation, ConstTensorView x,
