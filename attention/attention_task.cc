@@ -17,9 +17,10 @@ std::vector<AttentionTask> TasksOfDocuments(absl::Span<const int64_t> cu_seqlens
 }
 
 int64_t NumPairs(const AttentionTask& task) {
-  // Query i sees max(0, kv_len - q_len + 1 + i) keys: an arithmetic series ending in kv_len.
-  const int64_t n = std::min(task.q_len, task.kv_len);
-  return n * (2 * task.kv_len - n + 1) / 2;
+  // The last `whole` queries see all keys; before them n queries see kv_len - 1, kv_len - 2, ...
+  const int64_t whole = std::min(task.q_len - 1, task.q_ahead) + 1;
+  const int64_t n = std::min(task.q_len - whole, task.kv_len);
+  return whole * task.kv_len + n * (2 * task.kv_len - n - 1) / 2;
 }
 
 }  // namespace evenkeel

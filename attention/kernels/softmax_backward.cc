@@ -69,7 +69,8 @@ struct ColumnBlock {
 };
 
 // Computes P^T and dS^T for kVecs vectors of queries from `lane` on. Query i of the tile sees the
-// keys below `visible` + i.
+// keys below `visible` + i. What pads num_keys to whole tiles of rows is not masked where all
+// queries see the keys before it: its sums go to rows of padding, which nobody reads.
 template <Weighting kWeighting, typename T, int kVecs>
 void ComputeWeights(const ColumnBlock<T>& block, int64_t num_keys, int64_t visible, int64_t lane,
                     T scale, const ColumnScratch<T>& scratch) {
@@ -219,7 +220,7 @@ void SoftmaxBackward(const SoftmaxBackwardParams<T>& params, const SoftmaxBackwa
   std::fill_n(scratch.delta, kTile<T>, T{0});
 
   // Query i of the task sees the column's keys below i + 1 + offset.
-  const int64_t offset = task.kv_len - task.q_len - column.key_first;
+  const int64_t offset = DiagonalOffset(task) - column.key_first;
   const int64_t num_tiles = (task.q_len + kTile<T> - 1) / kTile<T>;
   const int64_t first_tile = std::max<int64_t>(0, -offset) / kTile<T>;
   for (int64_t h = 0; h < params.group; ++h) {

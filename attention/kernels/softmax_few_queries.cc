@@ -122,10 +122,11 @@ void FewQueriesForward(const SoftmaxForwardParams<T>& params, const AttentionTas
 
   // All heads of a block of keys before the next block: memory is read in nearly ascending order.
   const int64_t chunk_end = std::min((chunk + 1) * kFewQueriesChunk, task.kv_len);
+  const int64_t offset = DiagonalOffset(task);
   for (int64_t first = chunk * kFewQueriesChunk; first < chunk_end; first += kBlockKeys) {
     for (int64_t r = 0; r < num_rows; ++r) {
       const int64_t kv_head = r / (params.group * task.q_len);
-      const int64_t visible = task.kv_len - task.q_len + 1 + r % task.q_len;
+      const int64_t visible = offset + 1 + r % task.q_len;
       const int64_t num_keys = std::min(std::min(kBlockKeys, chunk_end - first), visible - first);
       if (num_keys <= 0) continue;
       const simd::Vec<T> max =

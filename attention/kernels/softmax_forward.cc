@@ -50,7 +50,7 @@ struct QueryTile {
 };
 
 // Folds a block of keys into a tile of queries. Query i < num_queries sees the keys below
-// `visible` + i. `weights` is scratch [kBlockKeys, kTile].
+// min(`visible` + i, block.num_keys). `weights` is scratch [kBlockKeys, kTile].
 template <Weighting kWeighting, typename T, int kVecs>
 void FoldBlock(const KeyBlock<T>& block, int64_t visible, int64_t num_queries,
                const QueryTile<T>& tile, T* weights) {
@@ -67,6 +67,16 @@ void FoldBlock(const KeyBlock<T>& block, int64_t visible, int64_t num_queries,
     MultiplyTile<true, T, kVecs>(block.head_size, block.keys + k * block.key_stride,
                                  block.key_stride, tile.queries, kWidth, acc);
     if (k + kTileRows > visible) MaskTile<T, kVecs>(k, visible, acc);
+    // Rows that pad the block are no keys; where all queries see the keys before them, no causal
+    // mask says so.
+    if (k + kTileRows > num_keys) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kTileRows; ++r) {
+        if (k + r < num_keys) continue;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = simd::Splat<T>(-infinity);
+      }
+    }
     if constexpr (kWeighting == Weighting::kRelu) {
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
@@ -203,8 +213,8 @@ void SoftmaxForward(const SoftmaxForwardParams<T>& params, const SoftmaxForwardU
   });
 
   // Query i of the task sees the keys below i + 1 + offset.
-  const int64_t offset = task.kv_len - task.q_len;
-  const int64_t end = unit.q_first + unit.q_count + offset;
+  const int64_t offset = DiagonalOffset(task);
+  const int64_t end = std::min(unit.q_first + unit.q_count + offset, task.kv_len);
   for (int64_t first = 0; first < end; first += kBlockKeys) {
     KeyBlock<T> block;
     block.keys = keys;

@@ -77,6 +77,7 @@ void AppendUnits(const AttentionTask& task, const SoftmaxForwardParams<T>& param
                  int64_t max_tiles, std::vector<ForwardWork<T>>& work) {
   const int64_t heads_per_unit = std::min(params.group, max_tiles);
   const int64_t queries_per_unit = max_tiles / heads_per_unit * SoftmaxForwardTile<T>();
+  const int64_t offset = DiagonalOffset(task);
   for (int64_t u = CeilDiv(task.q_len, queries_per_unit) - 1; u >= 0; --u) {
     for (int64_t g = 0; g < params.num_kv_heads; ++g) {
       for (int64_t h = 0; h < params.group; h += heads_per_unit) {
@@ -87,7 +88,7 @@ void AppendUnits(const AttentionTask& task, const SoftmaxForwardParams<T>& param
         item.unit.head_first = g * params.group + h;
         item.unit.head_count = std::min(heads_per_unit, params.group - h);
         item.cost = item.unit.head_count * item.unit.q_count *
-                    (item.unit.q_first + item.unit.q_count + task.kv_len - task.q_len);
+                    std::min(item.unit.q_first + item.unit.q_count + offset, task.kv_len);
         work.push_back(item);
       }
     }
@@ -132,6 +133,8 @@ void CheckTasks(absl::Span<const AttentionTask> tasks, int64_t q_rows, int64_t k
              task.kv_begin >= 0 && task.kv_len >= 0 && task.kv_begin <= kv_rows - task.kv_len)
         << "task: queries " << task.q_begin << " + " << task.q_len << " of " << q_rows << ", keys "
         << task.kv_begin << " + " << task.kv_len << " of " << kv_rows;
+    EK_CHECK(task.q_ahead >= 0) << "task: the last query is " << task.q_ahead
+                                << " ahead of its keys";
   }
 }
 

@@ -1,6 +1,7 @@
 // Attention by plain loops over an S x S row of scores: what the kernels are held to.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -80,6 +81,15 @@ struct TestContext {
   OpContext context{pool, arena};
 };
 
+// Keys that query i of the task sees: those at or before its position, if key j is at position j.
+inline int64_t NumKeysSeen(const AttentionTask& task, int64_t i) {
+  int64_t seen = 0;
+  const int64_t behind_last = task.q_len - 1 - i;
+  for (int64_t j = 0; j < task.kv_len; ++j)
+    seen += behind_last - (task.kv_len - 1 - j) <= task.q_ahead;
+  return seen;
+}
+
 // Computes out and lse (softmax) or out alone (relu), all sums in T.
 template <typename T>
 void ReferenceForward(const std::vector<AttentionTask>& tasks, double scale, bool relu,
@@ -90,7 +100,7 @@ void ReferenceForward(const std::vector<AttentionTask>& tasks, double scale, boo
       const int64_t g = h / (s.num_heads / s.num_kv_heads);
       for (int64_t i = 0; i < task.q_len; ++i) {
         const int64_t row = (task.q_begin + i) * s.num_heads + h;
-        const int64_t num_keys = std::max<int64_t>(0, task.kv_len - task.q_len + 1 + i);
+        const int64_t num_keys = NumKeysSeen(task, i);
         std::vector<T> weights;
         T max = -std::numeric_limits<T>::infinity(), sum = 0;
         for (int64_t j = 0; j < num_keys; ++j) {
@@ -139,7 +149,8 @@ void ReferenceBackward(const std::vector<AttentionTask>& tasks, double scale_in,
           delta += dout[e] * data.out[row * s.value_size + e];
         }
         for (int64_t d = 0; d < s.head_size; ++d) dq[d] = 0;
-        for (int64_t j = 0; j < task.kv_len - task.q_len + 1 + i; ++j) {
+        const int64_t num_keys = NumKeysSeen(task, i);
+        for (int64_t j = 0; j < num_keys; ++j) {
           const int64_t kv_row = (task.kv_begin + j) * s.num_kv_heads + g;
           const T* k = &data.k[kv_row * s.head_size];
           const T* v = &data.v[kv_row * s.value_size];
