@@ -36,6 +36,19 @@ void LightningAttentionBackward(const OpContext& context, const SequencePlan& pl
                                 ConstTensorView dout, ConstTensorView dfinal_state, TensorView dq,
                                 TensorView dk, TensorView dv, TensorView dinitial_state);
 
+// The two parts of the backward pass: dq waits for the state before this rank's tokens, dk, dv and
+// dinitial_state for the gradient of the state after them. Apart, the exchange of the one hides
+// behind the other. Together they do what LightningAttentionBackward does.
+void LightningAttentionBackwardQuery(const OpContext& context, const SequencePlan& plan,
+                                     absl::Span<const double> slopes, ConstTensorView k,
+                                     ConstTensorView v, ConstTensorView initial_state,
+                                     ConstTensorView dout, TensorView dq);
+void LightningAttentionBackwardKeyValue(const OpContext& context, const SequencePlan& plan,
+                                        absl::Span<const double> slopes, ConstTensorView q,
+                                        ConstTensorView k, ConstTensorView v, ConstTensorView dout,
+                                        ConstTensorView dfinal_state, TensorView dk, TensorView dv,
+                                        TensorView dinitial_state);
+
 // The decay slopes of TransNormerLLM as its released weights compute them: slope of head h in layer
 // l of L is s_h (1 - l / (L - 1) + 1e-5), s_h the ALiBi slopes 2^(-8 (h + 1) / H) (with the usual
 // interleaving when H is not a power of two). L = 1 counts as l = 0. Returns [num_heads] values.

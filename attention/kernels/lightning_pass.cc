@@ -65,7 +65,7 @@ class Runner {
                   const auto& scratch = scratch_[static_cast<size_t>(thread)];
                   if (document.length == 0) {
                     CopyState(document, item % heads, scratch.state);
-                  } else if (document.length <= kTokenSteps) {
+                  } else if (document.length <= kTokenSteps && wants_output()) {
                     RunTokens(document, item % heads, scratch);
                   } else {
                     RunChunks(document, item % heads, scratch);
@@ -99,7 +99,7 @@ class Runner {
         UpdateState<T>(shape_, chunk.length, decay(item % heads), scratch, nullptr,
                        states + item * size);
       });
-      // Exchanges what a chunk adds for the state before it.
+      // Exchanges what a chunk adds for the state before it; `running` becomes the state after all.
       ForEachItem(context_.pool, heads, [&](int thread, int64_t h) {
         T* next = scratch_[static_cast<size_t>(thread)].state;
         for (int64_t c = 0; c < count; ++c) {
@@ -114,7 +114,7 @@ class Runner {
           std::copy(next, next + size, running + h * size);
         }
       });
-      ForEachItem(context_.pool, count * heads, [&](int thread, int64_t item) {
+      ForEachItem(context_.pool, wants_output() ? count * heads : 0, [&](int thread, int64_t item) {
         const auto& scratch = scratch_[static_cast<size_t>(thread)];
         const Chunk chunk = ChunkOf(document, item % heads, first + item / heads);
         PackForState(shape_, chunk.length, decay(item % heads), chunk.k, chunk.v, scratch);
@@ -146,6 +146,8 @@ class Runner {
     return context_.arena.Allocate(DTypeOf<T>::value, Shape{elements}, MemoryPurpose::kWorkspace)
         .template as<T>();
   }
+
+  bool wants_output() const { return pass_.out.data != nullptr; }
 
   const DecayPowers<T>& decay(int64_t head) const { return decay_[static_cast<size_t>(head)]; }
 
@@ -212,7 +214,9 @@ class Runner {
     for (int64_t c = 0; c < num_chunks; ++c) {
       const Chunk chunk = ChunkOf(document, head, c);
       PackForState(shape_, chunk.length, decay(head), chunk.k, chunk.v, scratch);
-      ChunkOutput(shape_, chunk.length, decay(head), chunk.q, chunk.k, state, scratch, chunk.out);
+      if (wants_output()) {
+        ChunkOutput(shape_, chunk.length, decay(head), chunk.q, chunk.k, state, scratch, chunk.out);
+      }
       if (c + 1 < num_chunks || pass_.final_state.data != nullptr) {
         UpdateState(shape_, chunk.length, decay(head), scratch, state, scratch.state);
         state = scratch.state;

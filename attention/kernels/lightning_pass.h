@@ -32,17 +32,18 @@ struct StateArray {
 //   forward:  S_t = lambda S_{t-1} + k_t v_t^T,  out_t = S_t^T q_t,                 final = S_{n-1}
 //   reverse:  R_t = lambda R_{t+1} + k_t v_t^T,  out_t = R_t^T q_t,  lambda R_n = initial,
 //                                                                    final = lambda R_0
-// The three gradients of lightning attention are such passes as well.
+// The three gradients of lightning attention are such passes as well. With null q and out only the
+// final states are computed.
 template <typename T>
 struct LightningPass {
   bool reverse = false;
   int64_t num_heads = 0;              // H
   int64_t key_size = 0;               // D
   int64_t value_size = 0;             // E
-  HeadRows<const T> q;                // [T, H, D]
+  HeadRows<const T> q;                // [T, H, D], or null
   HeadRows<const T> k;                // [T, H, D]
   HeadRows<const T> v;                // [T, H, E]
-  HeadRows<T> out;                    // [T, H, E]
+  HeadRows<T> out;                    // [T, H, E], or null
   StateArray<const T> initial_state;  // [B, H, D, E]
   StateArray<T> final_state;          // [B, H, D, E], dense columns; may be initial_state
 };

@@ -4,6 +4,7 @@
 
 #include "absl/types/span.h"
 #include "attention/attention_plan.h"
+#include "attention/lightning_state.h"
 #include "attention/softmax_attention.h"
 #include "runtime/ops/cuda/cuda_ops.h"
 
@@ -36,5 +37,25 @@ void LightningAttentionBackward(const OpContext& context, const SequencePlan& pl
                                 ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                 ConstTensorView dout, ConstTensorView dfinal_state, TensorView dq,
                                 TensorView dk, TensorView dv, TensorView dinitial_state);
+void LightningAttentionBackwardQuery(const OpContext& context, const SequencePlan& plan,
+                                     absl::Span<const double> slopes, ConstTensorView k,
+                                     ConstTensorView v, ConstTensorView initial_state,
+                                     ConstTensorView dout, TensorView dq);
+void LightningAttentionBackwardKeyValue(const OpContext& context, const SequencePlan& plan,
+                                        absl::Span<const double> slopes, ConstTensorView q,
+                                        ConstTensorView k, ConstTensorView v, ConstTensorView dout,
+                                        ConstTensorView dfinal_state, TensorView dk, TensorView dv,
+                                        TensorView dinitial_state);
+void LightningStateForward(const OpContext& context, const SequencePlan& plan,
+                           absl::Span<const double> slopes, ConstTensorView k, ConstTensorView v,
+                           TensorView final_state);
+void LightningStateBackward(const OpContext& context, const SequencePlan& plan,
+                            absl::Span<const double> slopes, ConstTensorView q,
+                            ConstTensorView dout, TensorView dinitial_state);
+void CombineStates(const OpContext& context, absl::Span<const double> slopes,
+                   absl::Span<const StateTerm> terms, ConstTensorView sources, TensorView targets);
+void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorView part_lse,
+                TensorView out, TensorView lse);
+void SetIdentityState(const OpContext& context, TensorView out, TensorView lse);
 
 }  // namespace evenkeel::cuda
