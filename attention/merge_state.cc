@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/kernels/cuda/attention_ops.h"
+
 namespace evenkeel {
 namespace {
 
@@ -38,6 +40,7 @@ void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorV
            lse.shape == (Shape{out.dim(0), out.dim(1)}))
       << "merge of " << part_out.shape.ToString() << part_lse.shape.ToString() << " into "
       << out.shape.ToString() << lse.shape.ToString();
+  EK_TRACE_ON_CUDA(context, MergeState, part_out, part_lse, out, lse)
   DispatchFloat(out.dtype, [&]<typename T>() {
     const T* part_out_data = part_out.as<T>();
     const T* part_lse_data = part_lse.as<T>();
@@ -59,6 +62,7 @@ void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorV
 void SetIdentityState(const OpContext& context, TensorView out, TensorView lse) {
   EK_CHECK(out.rank() == 3 && lse.shape == (Shape{out.dim(0), out.dim(1)}))
       << out.shape.ToString() << lse.shape.ToString();
+  EK_TRACE_ON_CUDA(context, SetIdentityState, out, lse)
   DispatchFloat(out.dtype, [&]<typename T>() {
     T* out_data = out.as<T>();
     T* lse_data = lse.as<T>();

@@ -10,7 +10,10 @@
 
 namespace evenkeel {
 
-// Folds (part_out, part_lse) into (out, lse). out, part_out [T, H, E]; lse, part_lse [T, H].
+// Folds (part_out, part_lse) into (out, lse). out, part_out [T, H, E]; lse, part_lse [T, H]; all of
+// the wide dtype, but part_out may be bf16 on a GPU, as attention writes it. Where part_lse is
+// -infinity, part_out is not read; where lse is, out is not. When all parts are folded, a Copy
+// (runtime/ops/elementwise.h) brings out to the dtype of activations.
 void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorView part_lse,
                 TensorView out, TensorView lse);
 

@@ -126,6 +126,9 @@ Reference Compute(const Case& c, const Tensors& t) {
 struct Results {
   std::vector<Bits> out, dq, dk, dv;
   std::vector<float> final_state, dinitial;
+  // Of the backward pass in two parts, and of the states alone.
+  std::vector<Bits> part_dq, part_dk, part_dv;
+  std::vector<float> part_dinitial, own_final, own_dinitial;
 };
 
 void RunKernels(const Case& c, const Tensors& t, Results& results) {
@@ -171,8 +174,60 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
   b.workspace = workspace.data();
   ASSERT_EQ(LaunchLightningBackward(b, nullptr), cudaSuccess);
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  results = {out.Download(), dq.Download(),          dk.Download(),
-             dv.Download(),  final_state.Download(), dinitial.Download()};
+  results.out = out.Download();
+  results.dq = dq.Download();
+  results.dk = dk.Download();
+  results.dv = dv.Download();
+  results.final_state = final_state.Download();
+  results.dinitial = dinitial.Download();
+
+  const size_t part_bytes = LightningForwardWorkspaceBytes(plan, c.heads, c.head_dim, c.value_dim);
+  const DeviceArray<std::byte> part_workspace(part_bytes);
+  const DeviceArray<Bits> part_dq(t.q.size()), part_dk(t.k.size()), part_dv(t.v.size());
+  const DeviceArray<float> part_dinitial(state_size), own_final(state_size),
+      own_dinitial(state_size);
+  LightningBackwardParams part = b;
+  part.workspace = part_workspace.data();
+  part.forward.q = nullptr;
+  part.forward.q_stride = 0;
+  part.dfinal_state = nullptr;
+  part.dq = part_dq.data();
+  part.dk = part.dv = nullptr;
+  part.dinitial_state = nullptr;
+  ASSERT_EQ(LaunchLightningBackwardQuery(part, nullptr), cudaSuccess);
+  part = b;
+  part.workspace = part_workspace.data();
+  part.forward.initial_state = nullptr;
+  part.dq = nullptr;
+  part.dk = part_dk.data();
+  part.dv = part_dv.data();
+  part.dinitial_state = part_dinitial.data();
+  ASSERT_EQ(LaunchLightningBackwardKeyValue(part, nullptr), cudaSuccess);
+  LightningStateParams s;
+  s.plan = f.plan;
+  s.num_heads = c.heads;
+  s.head_dim = c.head_dim;
+  s.value_dim = c.value_dim;
+  s.slopes = slopes.data();
+  s.k = k.data();
+  s.v = v.data();
+  s.k_stride = t.qk_stride;
+  s.v_stride = t.v_stride;
+  s.last_state = own_final.data();
+  s.workspace = part_workspace.data();
+  ASSERT_EQ(LaunchLightningStates(s, nullptr), cudaSuccess);
+  s.k = q.data();
+  s.v = dout.data();
+  s.reversed = true;
+  s.last_state = own_dinitial.data();
+  ASSERT_EQ(LaunchLightningStates(s, nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  results.part_dq = part_dq.Download();
+  results.part_dk = part_dk.Download();
+  results.part_dv = part_dv.Download();
+  results.part_dinitial = part_dinitial.Download();
+  results.own_final = own_final.Download();
+  results.own_dinitial = own_dinitial.Download();
 }
 
 constexpr double kBound = 6e-3;
@@ -191,6 +246,13 @@ void Check(const Case& c, unsigned seed) {
   EXPECT_EQ(got.out, again.out);
   EXPECT_EQ(got.dk, again.dk);
   EXPECT_EQ(got.dinitial, again.dinitial);
+  EXPECT_EQ(got.own_final, again.own_final);
+  EXPECT_EQ(got.own_dinitial, again.own_dinitial);
+  // The parts run the same kernels on the same states.
+  EXPECT_EQ(got.part_dq, got.dq);
+  EXPECT_EQ(got.part_dk, got.dk);
+  EXPECT_EQ(got.part_dv, got.dv);
+  EXPECT_EQ(got.part_dinitial, got.dinitial);
   int64_t touched = 0;
   const auto error = [&](const std::vector<Bits>& x, const std::vector<double>& y, int64_t stride,
                          int64_t width) {
@@ -219,6 +281,17 @@ void Check(const Case& c, unsigned seed) {
   }
   EXPECT_LE(final_state.value(), kBound);
   EXPECT_LE(dinitial.value(), kBound);
+
+  Case from_zero = c;
+  from_zero.states = false;
+  const Reference own = Compute(from_zero, t);
+  RelativeError own_final, own_dinitial;
+  for (size_t i = 0; i < own.final_state.size(); ++i) {
+    own_final.Add(got.own_final[i], own.final_state[i]);
+    own_dinitial.Add(got.own_dinitial[i], own.dinitial[i]);
+  }
+  EXPECT_LE(own_final.value(), kBound);
+  EXPECT_LE(own_dinitial.value(), kBound);
 }
 
 class LightningAttentionCudaTest : public testing::Test {
@@ -254,6 +327,54 @@ TEST_F(LightningAttentionCudaTest, PackedDocuments) {
 
 TEST_F(LightningAttentionCudaTest, DecayFromNoneToTotal) {
   Check({{0, 300}, 5, 64, 64, 128, {0.0f, 8.4e-6f, 0.0039f, 4.0f, 60.0f}, true}, 300);
+}
+
+TEST_F(LightningAttentionCudaTest, CombinedStates) {
+  std::mt19937 rng(500);
+  const std::vector<float> slopes = {0.0f, 0.01f, 3.0f, INFINITY};
+  // Source and distance of the terms of five targets, one of them without any.
+  const std::vector<StateSource> terms = {{2, 0.0f}, {0, 7.0f},   {1, 1.0f}, {1, 1.0f},
+                                          {2, 1e9f}, {3, 100.0f}, {0, 0.0f}, {3, 33.0f}};
+  const std::vector<int32_t> begins = {0, 2, 2, 3, 6, 8};
+  for (const int64_t size : {4, 64 * 64, 24 * 40, 128 * 256}) {
+    std::vector<float> sources(4 * slopes.size() * size);
+    for (float& x : sources) x = std::normal_distribution<float>()(rng);
+    const DeviceArray<float> slopes_d(slopes), sources_d(sources),
+        targets(5 * slopes.size() * static_cast<size_t>(size));
+    const DeviceArray<StateSource> terms_d(terms);
+    const DeviceArray<int32_t> begins_d(begins);
+    CombineStatesParams p;
+    p.terms = terms_d.data();
+    p.begins = begins_d.data();
+    p.slopes = slopes_d.data();
+    p.sources = sources_d.data();
+    p.targets = targets.data();
+    p.num_targets = 5;
+    p.num_heads = 4;
+    p.size = size;
+    ASSERT_EQ(LaunchCombineStates(p, nullptr), cudaSuccess);
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    const std::vector<float> got = targets.Download();
+    RelativeError error;
+    for (int64_t t = 0; t < 5; ++t) {
+      for (int64_t h = 0; h < 4; ++h) {
+        for (int64_t i = 0; i < size; ++i) {
+          double want = 0.0;
+          for (int32_t n = begins[t]; n < begins[t + 1]; ++n) {
+            const double factor =
+                terms[n].distance == 0.0f
+                    ? 1.0
+                    : std::exp(-static_cast<double>(slopes[h]) * terms[n].distance);
+            want += factor * sources[(terms[n].source * 4 + h) * size + i];
+          }
+          error.Add(got[(t * 4 + h) * size + i], want);
+        }
+      }
+    }
+    EXPECT_LE(error.value(), 1e-6) << size;
+    p.num_targets = 0;
+    EXPECT_EQ(LaunchCombineStates(p, nullptr), cudaSuccess);
+  }
 }
 
 TEST_F(LightningAttentionCudaTest, NoTokens) {

@@ -63,4 +63,52 @@ size_t LightningBackwardWorkspaceBytes(const LightningPlan& plan, int num_heads,
 // Enqueues the backward pass. States are computed again from the inputs.
 cudaError_t LaunchLightningBackward(const LightningBackwardParams& params, cudaStream_t stream);
 
+// The two parts of it, with a workspace of LightningForwardWorkspaceBytes each: dq from k, v, dout
+// and the initial state; dk, dv and dinitial_state from q, k, v, dout and dfinal_state. What a part
+// does not name may be null.
+cudaError_t LaunchLightningBackwardQuery(const LightningBackwardParams& params,
+                                         cudaStream_t stream);
+cudaError_t LaunchLightningBackwardKeyValue(const LightningBackwardParams& params,
+                                            cudaStream_t stream);
+
+// The states after all tokens from a state of zero: sum_t lambda^(n - 1 - t) k_t v_t^T. Reversed,
+// of gradients, with q and dout as k and v: sum_t lambda^(t + 1) q_t dout_t^T.
+struct LightningStateParams {
+  LightningPlanView plan;         // in device memory
+  int num_heads = 0;              // H
+  int head_dim = 0;               // D
+  int value_dim = 0;              // E
+  const float* slopes = nullptr;  // [H], each >= 0
+  const void* k = nullptr;        // bf16 [T, H, D]
+  const void* v = nullptr;        // bf16 [T, H, E]
+  int64_t k_stride = 0;           // elements between rows
+  int64_t v_stride = 0;
+  bool reversed = false;
+  float* last_state = nullptr;  // [B, H, D, E]; zero for a document without tokens
+  void* workspace = nullptr;    // LightningForwardWorkspaceBytes, aligned to 256
+};
+
+cudaError_t LaunchLightningStates(const LightningStateParams& params, cudaStream_t stream);
+
+// A source of a combined state, `distance` tokens away.
+struct StateSource {
+  int32_t source;
+  float distance;
+};
+
+// targets[t] = sum over i in [begins[t], begins[t + 1]), in this order, of
+// exp(-slope distance_i) sources[source_i].
+struct CombineStatesParams {
+  const StateSource* terms = nullptr;  // in device memory, as are
+  const int32_t* begins = nullptr;     // [num_targets + 1]
+  const float* slopes = nullptr;       // [H], each >= 0
+  const float* sources = nullptr;      // [N, H, size]
+  float* targets = nullptr;            // [num_targets, H, size]
+  int64_t num_targets = 0;
+  int num_heads = 0;
+  int64_t size = 0;  // of a state, a multiple of 4
+};
+
+cudaError_t LaunchCombineStates(const CombineStatesParams& params, cudaStream_t stream);
+
 }  // namespace evenkeel

@@ -1,4 +1,5 @@
-// Lightning attention, forward and backward, from three kernels.
+// Lightning attention, forward and backward, from three kernels; lightning_attention.cc launches
+// them.
 //
 // A sequence is cut into segments, a segment into chunks of C = 64 rows. With rows counted from the
 // start of a chunk, M_ij = lambda^(i - j) for i >= j, m the rows of the chunk, and S the state
@@ -21,7 +22,7 @@
 
 #include <algorithm>
 
-#include "attention/kernels/cuda/lightning_attention_cuda.h"
+#include "attention/kernels/cuda/lightning_segments.h"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/tile_product.cuh"
 
@@ -31,27 +32,6 @@ namespace {
 constexpr int kChunk = kLightningChunk;
 constexpr int kColumns = 64;  // of v and out, a block
 constexpr int kThreads = 128;
-
-// One recurrence. K is the size of q and k rows, V of v and out rows.
-struct Recurrence {
-  const Bf16* q;
-  const Bf16* k;
-  const Bf16* v;
-  Bf16* out;
-  float* states;  // of the segments: [segments, H] blocks of K * V floats
-  int64_t q_stride, k_stride, v_stride, out_stride;
-  int key_dim, value_dim;
-  // Strides of K and V in a block of `states`; the segment output kernel may read them transposed.
-  int state_key_stride, state_value_stride;
-  bool reversed;
-};
-
-struct Problem {
-  LightningPlanView plan;
-  const float* slopes;
-  int num_heads;
-  Recurrence passes[3];  // blockIdx.z picks one
-};
 
 // A segment's rows in the order of the recurrence: row r is `first` + r `step` of the packed
 // tokens.
@@ -118,7 +98,7 @@ __device__ __forceinline__ void UpdateState(float (&state)[kDim / 64][kColumns /
 
 template <int kDim>
 __global__ void __launch_bounds__(kThreads)
-    SegmentStateKernel(const __grid_constant__ Problem problem) {
+    SegmentStateKernel(const __grid_constant__ LightningProblem problem) {
   constexpr int kKBytes = kChunk * kDim * 2, kVBytes = kChunk * kColumns * 2;
   constexpr int kStageBytes = kKBytes + kVBytes;
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -176,9 +156,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Replaces every segment's own state by the state before it. One thread per four elements of a
-// state; blockIdx.y is document * H + head. initial and last are [B, H, K, V] or null, and may be
-// the same.
+// Folds the segments' own states in order, and replaces each by the state before it if kReplace.
+// One thread per four elements of a state; blockIdx.y is document * H + head. initial and last are
+// [B, H, K, V] or null, and may be the same.
+template <bool kReplace>
 __global__ void ScanStatesKernel(LightningPlanView plan, const float* slopes, int num_heads,
                                  int64_t elements, bool reversed, float* states,
                                  const float* initial, float* last) {
@@ -209,7 +190,7 @@ __global__ void ScanStatesKernel(LightningPlanView plan, const float* slopes, in
       if (begin + i >= count) break;
       const int segment = reversed ? document.end - 1 - begin - i : document.begin + begin + i;
       const float shrink = Exp2(log_decay * plan.segments[segment].rows);
-      *place(begin + i) = carry;
+      if constexpr (kReplace) *place(begin + i) = carry;
       carry = make_float4(carry.x * shrink + own[i].x, carry.y * shrink + own[i].y,
                           carry.z * shrink + own[i].z, carry.w * shrink + own[i].w);
     }
@@ -225,7 +206,7 @@ constexpr int OutputSharedBytes() {
 // The warp owns 16 rows of the chunk in the products with Q, and kDim / 4 rows of the state.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1)
-    SegmentOutputKernel(const __grid_constant__ Problem problem) {
+    SegmentOutputKernel(const __grid_constant__ LightningProblem problem) {
   constexpr int kKBytes = kChunk * kDim * 2, kVBytes = kChunk * kColumns * 2;
   constexpr int kStageBytes = 2 * kKBytes + kVBytes;
   constexpr int kTokenTiles = kChunk / 8, kColumnTiles = kColumns / 8;
@@ -364,17 +345,9 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1)
   }
 }
 
-int PaddedDim(int dim) {
-  return dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
-}
-
-int ColumnTiles(int value_dim) {
-  return (value_dim + kColumns - 1) / kColumns;
-}
-
 template <typename Kernel>
-cudaError_t LaunchSegments(Kernel kernel, int shared_bytes, const Problem& problem, int num_passes,
-                           int column_tiles, cudaStream_t stream) {
+cudaError_t LaunchSegments(Kernel kernel, int shared_bytes, const LightningProblem& problem,
+                           int num_passes, int column_tiles, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
@@ -390,10 +363,32 @@ constexpr int StateSharedBytes() {
   return 2 * (kChunk * kDim * 2 + kChunk * kColumns * 2);
 }
 
-// All passes of a launch have key sizes that round up to the same kernel.
-cudaError_t LaunchStates(const Problem& problem, int num_passes, int column_tiles,
-                         cudaStream_t stream) {
-  switch (PaddedDim(problem.passes[0].key_dim)) {
+template <bool kReplace>
+cudaError_t LaunchScan(const LightningProblem& problem, const Recurrence& pass,
+                       const float* initial, float* last, cudaStream_t stream) {
+  const int64_t elements = int64_t{pass.key_dim} * pass.value_dim;
+  const dim3 grid(static_cast<unsigned>((elements / 4 + 127) / 128),
+                  static_cast<unsigned>(problem.plan.num_documents * problem.num_heads));
+  if (grid.y > 65535) return cudaErrorInvalidValue;
+  ScanStatesKernel<kReplace><<<grid, 128, 0, stream>>>(problem.plan, problem.slopes,
+                                                       problem.num_heads, elements, pass.reversed,
+                                                       pass.states, initial, last);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int LightningPaddedDim(int dim) {
+  return dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
+}
+
+int LightningColumnTiles(int value_dim) {
+  return (value_dim + kColumns - 1) / kColumns;
+}
+
+cudaError_t LaunchSegmentStates(const LightningProblem& problem, int num_passes, int column_tiles,
+                                cudaStream_t stream) {
+  switch (LightningPaddedDim(problem.passes[0].key_dim)) {
     case 64:
       return LaunchSegments(SegmentStateKernel<64>, StateSharedBytes<64>(), problem, num_passes,
                             column_tiles, stream);
@@ -406,9 +401,19 @@ cudaError_t LaunchStates(const Problem& problem, int num_passes, int column_tile
   }
 }
 
-cudaError_t LaunchOutputs(const Problem& problem, int num_passes, int column_tiles,
-                          cudaStream_t stream) {
-  switch (PaddedDim(problem.passes[0].key_dim)) {
+cudaError_t LaunchScanStates(const LightningProblem& problem, const Recurrence& pass,
+                             const float* initial, float* last, cudaStream_t stream) {
+  return LaunchScan<true>(problem, pass, initial, last, stream);
+}
+
+cudaError_t LaunchLastStates(const LightningProblem& problem, const Recurrence& pass,
+                             const float* initial, float* last, cudaStream_t stream) {
+  return LaunchScan<false>(problem, pass, initial, last, stream);
+}
+
+cudaError_t LaunchSegmentOutputs(const LightningProblem& problem, int num_passes, int column_tiles,
+                                 cudaStream_t stream) {
+  switch (LightningPaddedDim(problem.passes[0].key_dim)) {
     case 64:
       return LaunchSegments(SegmentOutputKernel<64>, OutputSharedBytes<64>(), problem, num_passes,
                             column_tiles, stream);
@@ -419,138 +424,6 @@ cudaError_t LaunchOutputs(const Problem& problem, int num_passes, int column_til
       return LaunchSegments(SegmentOutputKernel<256>, OutputSharedBytes<256>(), problem, num_passes,
                             column_tiles, stream);
   }
-}
-
-cudaError_t LaunchScan(const Problem& problem, const Recurrence& pass, const float* initial,
-                       float* last, cudaStream_t stream) {
-  const int64_t elements = int64_t{pass.key_dim} * pass.value_dim;
-  const dim3 grid(static_cast<unsigned>((elements / 4 + 127) / 128),
-                  static_cast<unsigned>(problem.plan.num_documents * problem.num_heads));
-  if (grid.y > 65535) return cudaErrorInvalidValue;
-  ScanStatesKernel<<<grid, 128, 0, stream>>>(problem.plan, problem.slopes, problem.num_heads,
-                                             elements, pass.reversed, pass.states, initial, last);
-  return cudaGetLastError();
-}
-
-bool Valid(const LightningForwardParams& p) {
-  return std::min(p.head_dim, p.value_dim) >= 8 && std::max(p.head_dim, p.value_dim) <= 256 &&
-         p.head_dim % 8 == 0 && p.value_dim % 8 == 0 && p.num_heads > 0 && p.q_stride % 8 == 0 &&
-         p.k_stride % 8 == 0 && p.v_stride % 8 == 0;
-}
-
-size_t StateBytes(int64_t segments, int num_heads, int head_dim, int value_dim) {
-  return static_cast<size_t>(segments) * num_heads * head_dim * value_dim * sizeof(float);
-}
-
-}  // namespace
-
-size_t LightningForwardWorkspaceBytes(const LightningPlan& plan, int num_heads, int head_dim,
-                                      int value_dim) {
-  return StateBytes(plan.num_segments, num_heads, head_dim, value_dim);
-}
-
-size_t LightningBackwardWorkspaceBytes(const LightningPlan& plan, int num_heads, int head_dim,
-                                       int value_dim) {
-  return 2 * StateBytes(plan.num_segments, num_heads, head_dim, value_dim);
-}
-
-cudaError_t LaunchLightningForward(const LightningForwardParams& p, cudaStream_t stream) {
-  if (!Valid(p) || p.out_stride % 8 != 0) return cudaErrorInvalidValue;
-  if (p.plan.num_documents == 0) return cudaSuccess;
-  Problem problem = {};
-  problem.plan = p.plan;
-  problem.slopes = p.slopes;
-  problem.num_heads = p.num_heads;
-  Recurrence& pass = problem.passes[0];
-  pass.q = static_cast<const Bf16*>(p.q);
-  pass.k = static_cast<const Bf16*>(p.k);
-  pass.v = static_cast<const Bf16*>(p.v);
-  pass.out = static_cast<Bf16*>(p.out);
-  pass.states = static_cast<float*>(p.workspace);
-  pass.q_stride = p.q_stride;
-  pass.k_stride = p.k_stride;
-  pass.v_stride = p.v_stride;
-  pass.out_stride = p.out_stride;
-  pass.key_dim = p.head_dim;
-  pass.value_dim = p.value_dim;
-  pass.state_key_stride = p.value_dim;
-  pass.state_value_stride = 1;
-  const bool any = p.plan.num_segments > 0;
-  const int column_tiles = ColumnTiles(p.value_dim);
-  cudaError_t error = any ? LaunchStates(problem, 1, column_tiles, stream) : cudaSuccess;
-  if (error != cudaSuccess) return error;
-  error = LaunchScan(problem, pass, p.initial_state, p.final_state, stream);
-  if (error != cudaSuccess || !any) return error;
-  return LaunchOutputs(problem, 1, column_tiles, stream);
-}
-
-cudaError_t LaunchLightningBackward(const LightningBackwardParams& b, cudaStream_t stream) {
-  const LightningForwardParams& p = b.forward;
-  if (!Valid(p) || b.dout_stride % 8 != 0 || b.dq_stride % 8 != 0 || b.dk_stride % 8 != 0 ||
-      b.dv_stride % 8 != 0) {
-    return cudaErrorInvalidValue;
-  }
-  if (p.plan.num_documents == 0) return cudaSuccess;
-  const auto* q = static_cast<const Bf16*>(p.q);
-  const auto* k = static_cast<const Bf16*>(p.k);
-  const auto* v = static_cast<const Bf16*>(p.v);
-  const auto* dout = static_cast<const Bf16*>(b.dout);
-  auto* states = static_cast<float*>(b.workspace);
-  float* gradients =
-      states +
-      StateBytes(p.plan.num_segments, p.num_heads, p.head_dim, p.value_dim) / sizeof(float);
-  const int d = p.head_dim, e = p.value_dim;
-  // Both kinds of state are stored [D, E]; dq and dk read them transposed.
-  const Recurrence state_pass = {q,          k, v, nullptr, states, p.q_stride, p.k_stride,
-                                 p.v_stride, 0, d, e,       e,      1,          false};
-  const Recurrence gradient_pass = {k,           q,          dout,       static_cast<Bf16*>(b.dv),
-                                    gradients,   p.k_stride, p.q_stride, b.dout_stride,
-                                    b.dv_stride, d,          e,          e,
-                                    1,           true};
-  const Recurrence dq_pass = {dout,        v,
-                              k,           static_cast<Bf16*>(b.dq),
-                              states,      b.dout_stride,
-                              p.v_stride,  p.k_stride,
-                              b.dq_stride, e,
-                              d,           1,
-                              e,           false};
-  const Recurrence dk_pass = {v,
-                              dout,
-                              q,
-                              static_cast<Bf16*>(b.dk),
-                              gradients,
-                              p.v_stride,
-                              b.dout_stride,
-                              p.q_stride,
-                              b.dk_stride,
-                              e,
-                              d,
-                              1,
-                              e,
-                              true};
-  Problem problem = {};
-  problem.plan = p.plan;
-  problem.slopes = p.slopes;
-  problem.num_heads = p.num_heads;
-  problem.passes[0] = state_pass;
-  problem.passes[1] = gradient_pass;
-  const bool any = p.plan.num_segments > 0;
-  cudaError_t error = any ? LaunchStates(problem, 2, ColumnTiles(e), stream) : cudaSuccess;
-  if (error != cudaSuccess) return error;
-  if (any) error = LaunchScan(problem, state_pass, p.initial_state, nullptr, stream);
-  if (error != cudaSuccess) return error;
-  error = LaunchScan(problem, gradient_pass, b.dfinal_state, b.dinitial_state, stream);
-  if (error != cudaSuccess || !any) return error;
-  problem.passes[0] = dq_pass;
-  problem.passes[1] = dk_pass;
-  problem.passes[2] = gradient_pass;
-  if (PaddedDim(d) == PaddedDim(e)) {
-    return LaunchOutputs(problem, 3, ColumnTiles(std::max(d, e)), stream);
-  }
-  error = LaunchOutputs(problem, 2, ColumnTiles(d), stream);
-  if (error != cudaSuccess) return error;
-  problem.passes[0] = gradient_pass;
-  return LaunchOutputs(problem, 1, ColumnTiles(e), stream);
 }
 
 }  // namespace evenkeel
