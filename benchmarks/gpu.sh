@@ -86,7 +86,7 @@ programs_of() {
   esac
 }
 gpu_tests=(ops_cuda_test relu_attention_cuda_test lightning_attention_cuda_test
-  softmax_attention_cuda_test model_cuda_test)
+  softmax_attention_cuda_test merge_state_cuda_test model_cuda_test)
 rank_tests=(nccl_comm_test nccl_timeout_test)
 
 # program NAME: its path.
@@ -353,9 +353,10 @@ run_curve() {
 sanitize_filter() {
   case $1 in
     ops_cuda_test) say '-*Products*' ;;
-    relu_attention_cuda_test) say '*BlocksOfPackedDocuments:*DecodeSteps:*NothingToDo*' ;;
-    lightning_attention_cuda_test) say '*PackedDocuments:*DecayFromNoneToTotal:*NoTokens' ;;
-    softmax_attention_cuda_test) say '*DecodeSteps:*ShardsThatShareTheirPrefix:*QueriesWithoutKeys' ;;
+    relu_attention_cuda_test) say '*BlocksOfPackedDocuments:*QueriesAhead*:*DecodeSteps:*NothingToDo*' ;;
+    lightning_attention_cuda_test) say '*PackedDocuments:*DecayFromNoneToTotal:*CombinedStates:*NoTokens' ;;
+    softmax_attention_cuda_test) say '*DecodeSteps:*ShardsThatShareTheirPrefix:*QueriesWithoutKeys:*VeryLow*' ;;
+    merge_state_cuda_test) say '*' ;;
     model_cuda_test) say '*GradientsAreTheCpus/llama:*GradientsAreTheCpus/tnl:*GradientsAreTheCpus/*_t1' ;;
   esac
 }

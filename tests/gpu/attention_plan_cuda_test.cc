@@ -13,7 +13,8 @@
 namespace evenkeel {
 namespace {
 
-// Documents end to end, some of them cut into shards that share their document's keys.
+// Documents end to end, some of them cut into shards that share their document's keys; some tasks
+// are ahead of their keys, up to rectangles.
 std::vector<AttentionTask> RandomTasks(std::mt19937& rng, int documents, int longest) {
   std::vector<AttentionTask> tasks;
   int64_t row = 0, key = 0;
@@ -23,12 +24,23 @@ std::vector<AttentionTask> RandomTasks(std::mt19937& rng, int documents, int lon
     for (int64_t begin = 0; begin < length; begin += shard) {
       const int64_t rows = std::min(shard, length - begin);
       tasks.push_back({row + begin, rows, key, begin + rows});
+      if (rng() % 3 == 0) {
+        tasks.back().kv_len -= rng() % tasks.back().kv_len;
+        tasks.back().q_ahead = rng() % 2 == 0 ? rng() % 300 : int64_t{1} << 50;
+      }
     }
     row += length;
     key += length;
   }
   std::shuffle(tasks.begin(), tasks.end(), rng);
   return tasks;
+}
+
+// Keys that query i sees, which is kv_len + q_ahead - q_len + i positions past the first.
+int64_t NumKeysSeen(const AttentionTask& task, int64_t i) {
+  int64_t seen = 0;
+  while (seen < task.kv_len && seen <= task.kv_len + task.q_ahead - task.q_len + i) ++seen;
+  return seen;
 }
 
 TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLongest) {
@@ -44,12 +56,11 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
       const QueryTile& tile = view.forward_tiles[i];
       ASSERT_GT(tile.q_rows, 0);
       ASSERT_LE(tile.q_rows, plan.tiling.forward_queries);
-      const int64_t keys = tile.visible + tile.q_rows - 1;
-      EXPECT_LE(keys, most + 1);  // within a bucket of the sort
-      most = std::min(most, keys);
+      EXPECT_LE(tile.num_keys, most + 1);  // within a bucket of the sort
+      most = std::min<int64_t>(most, tile.num_keys);
       for (int r = 0; r < tile.q_rows; ++r) {
-        EXPECT_TRUE(
-            visible_of_row.insert({tile.q_begin + r, {tile.kv_begin, tile.visible + r}}).second);
+        const int64_t keys = std::clamp(tile.visible + r, 0, tile.num_keys);
+        EXPECT_TRUE(visible_of_row.insert({tile.q_begin + r, {tile.kv_begin, keys}}).second);
       }
     }
     size_t rows = 0;
@@ -58,7 +69,7 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
       for (int64_t i = 0; i < task.q_len; ++i) {
         const auto found = visible_of_row.find(task.q_begin + i);
         ASSERT_NE(found, visible_of_row.end());
-        EXPECT_EQ(found->second, std::make_pair(task.kv_begin, task.kv_len - task.q_len + i + 1));
+        EXPECT_EQ(found->second, std::make_pair(task.kv_begin, NumKeysSeen(task, i)));
       }
     }
     EXPECT_EQ(visible_of_row.size(), rows);
@@ -73,6 +84,14 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
     tasks.push_back({100000, 300, 50, 20});  // more queries than keys, keys shared with others
     tasks.push_back({200000, 0, 0, 100});
     tasks.push_back({300000, 10, 0, 0});
+    tasks.push_back({400000, 10, 0, 0, 7});
+    tasks.push_back({500000, 300, 70, 20, 290});
+    for (const AttentionTask& task : tasks) {
+      for (int64_t i = 0; i < task.q_len; i += 37) {
+        EXPECT_EQ(std::clamp<int64_t>(DiagonalOffset(task) + i + 1, 0, task.kv_len),
+                  NumKeysSeen(task, i));
+      }
+    }
     const SoftmaxAttentionTiling tiling = TilingOf(round % 2 == 0 ? 128 : 64);
     const SoftmaxAttentionPlan plan =
         PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, true);
@@ -95,7 +114,7 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
         const int turn = (keys.kv_begin - task.first_key_tile_row) / tiling.backward_keys;
         for (int row = 0; row < task.q_len; row += tiling.backward_queries) {
           const int last = std::min(row + tiling.backward_queries, task.q_len) - 1;
-          const int end = task.kv_begin + task.kv_len - task.q_len + last + 1;
+          const int end = task.kv_begin + std::min(task.visible + last, task.kv_len);
           if (end <= std::max(keys.kv_begin, task.kv_begin)) continue;
           EXPECT_EQ(turns[task.first_tile + row / tiling.backward_queries]++, turn);
         }

@@ -181,6 +181,24 @@ TEST_F(ReluAttentionCudaTest, LengthsThatDiffer) {
   }
 }
 
+TEST_F(ReluAttentionCudaTest, QueriesAheadOfTheirKeys) {
+  for (const int d : {64, 128, 256}) {
+    Case c{{{0, 3, 0, 60, 3}, {3, 70, 60, 200, 30}, {80, 90, 260, 10, 89}, {170, 20, 270, 15, 2}},
+           2,
+           d,
+           d,
+           500,
+           700,
+           0.25};
+    c.tasks.push_back({190, 0, 285, 80, 5});     // no query
+    c.tasks.push_back({200, 100, 370, 0, 100});  // no key
+    c.tasks.push_back({300, 1, 400, 129, int64_t{1} << 40});
+    c.tasks.push_back({301, 65, 530, 64, 64});
+    c.tasks.push_back({366, 130, 594, 65, 70});
+    Check(c, true, 3500);
+  }
+}
+
 // Decoding: one query of each sequence, or a few, asks for the keys of its block.
 TEST_F(ReluAttentionCudaTest, DecodeSteps) {
   Case c{{}, 8, 64, 64, 40, 40 * 64, 0.125};

@@ -81,7 +81,8 @@ Reference Compute(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
   for (const AttentionTask& task : tasks) {
     for (int64_t i = 0; i < task.q_len; ++i) {
       const int64_t row = task.q_begin + i;
-      const int64_t seen = task.kv_len - task.q_len + i + 1;
+      const int64_t ahead = std::min(task.q_ahead, task.q_len);
+      const int64_t seen = std::min(task.kv_len - task.q_len + i + 1 + ahead, task.kv_len);
       for (int h = 0; h < H; ++h) {
         const int g = h / (H / G);
         const double* kh = &k[(task.kv_begin * G + g) * D];
@@ -334,6 +335,51 @@ TEST_F(SoftmaxAttentionCudaTest, QueriesWithoutKeys) {
   }
 }
 
+// A ring step below the diagonal, one across it, a diagonal that enters a tile from above and
+// leaves it at the last key; keys end inside and at the end of tiles, and are shared.
+TEST_F(SoftmaxAttentionCudaTest, QueriesAheadOfTheirKeys) {
+  const std::vector<AttentionTask> tasks = {{0, 200, 0, 128, 200},   {200, 130, 0, 77, 129},
+                                            {330, 100, 128, 64, 40}, {430, 300, 60, 100, 150},
+                                            {730, 1, 5, 300, 3},     {731, 5, 0, 0, 4},
+                                            {736, 90, 100, 1, 20},   {826, 140, 300, 257, 0}};
+  for (const int dim : {64, 128, 256}) Check({4, 2, dim, dim, 970, 560}, tasks, 450 + dim);
+  // A rectangle alone in its tiles: only the end of the keys is masked.
+  for (const int64_t keys : {1, 63, 64, 65, 127, 128, 129, 191, 200}) {
+    Check({2, 1, 128, 128, 150, keys}, {{0, 150, 0, keys, int64_t{1} << 40}}, 460 + keys);
+    Check({2, 1, 256, 64, 70, keys}, {{0, 70, 0, keys, 69}}, 470 + keys);
+  }
+  // Rectangles and diagonals of many tasks over the same keys.
+  std::vector<AttentionTask> shared;
+  for (int i = 0; i < 60; ++i) shared.push_back({7 * i, 7, i % 5, 150 - i, i % 9});
+  Check({2, 1, 64, 64, 420, 160}, shared, 480);
+}
+
+// Scores far below 0: what pads the last tile of keys must not pose as a key of score 0.
+TEST_F(SoftmaxAttentionCudaTest, VeryLowScoresAheadOfTheirKeys) {
+  for (const int dim : {64, 128, 256}) {
+    const Shape shape{1, 1, dim, dim, 40, 100};
+    const std::vector<AttentionTask> tasks = {{0, 40, 0, 75, 40}};
+    std::mt19937 rng(490 + dim);
+    Tensors t = RandomTensors(shape, tasks, rng);
+    for (int64_t i = 0; i < 40; ++i) {
+      for (int d = 0; d < dim; ++d) t.q[i * t.q_stride + d] = ToBits(-4.0);
+    }
+    for (int64_t j = 0; j < 75; ++j) {
+      for (int d = 0; d < dim; ++d) t.k[j * t.k_stride + d] = ToBits(4.0);
+    }
+    const double scale = 1.0 / std::sqrt(dim);
+    const Reference want = Compute(t, tasks, scale);
+    for (const bool portable : {false, true}) {
+      Results got;
+      ASSERT_NO_FATAL_FAILURE(RunKernels(t, tasks, scale, portable, got));
+      for (int64_t i = 0; i < 40; ++i) {
+        EXPECT_NEAR(got.lse[i], want.lse[i], 1e-3) << dim;
+        EXPECT_NEAR(FromBits(got.out[i * t.o_stride]), want.out[i * dim], 1e-2) << dim;
+      }
+    }
+  }
+}
+
 TEST_F(SoftmaxAttentionCudaTest, ManySmallDocuments) {
   std::vector<AttentionTask> tasks;
   std::mt19937 rng(5);
@@ -367,6 +413,13 @@ TEST_F(SoftmaxAttentionCudaTest, RandomTaskLists) {
       row += q_len + rng() % 3;
     }
     Check({group * kv_heads, kv_heads, dim, dim, row, kv_rows}, tasks, seed);
+    for (AttentionTask& task : tasks) {
+      const int kind = rng() % 4;
+      if (kind == 1) task.q_ahead = 1 + rng() % 5;
+      if (kind == 2) task.q_ahead = rng() % 250;
+      if (kind == 3) task.q_ahead = int64_t{1} << 50;
+    }
+    Check({group * kv_heads, kv_heads, dim, dim, row, kv_rows}, tasks, seed + 50);
   }
 }
 

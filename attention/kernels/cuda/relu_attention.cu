@@ -41,6 +41,13 @@ struct HeadRows {
         stride(row_stride) {}
 };
 
+// DiagonalOffset for the device. The keys past a task's end, which it no longer hides, are zero in
+// the tiles and weigh nothing.
+__device__ __forceinline__ int OffsetOf(const AttentionTask& task) {
+  const int64_t ahead = task.q_ahead < task.q_len ? task.q_ahead : task.q_len;
+  return static_cast<int>(task.kv_len - task.q_len + ahead);
+}
+
 // The first `count` of `rows`, 64 at most, into a tile; the rest of the tile becomes zero.
 template <int kDim, int kThreads>
 __device__ __forceinline__ void LoadRows(uint32_t tile, const HeadRows& rows, int count, int dim) {
@@ -85,19 +92,19 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kForwardThreads, ReluShape<kD
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const uint32_t rows_first = LaneOffset(lane, true), cols_first = LaneOffset(lane, false);
 
-  const AttentionTask task = p.tasks[blockIdx.x / p.num_heads];
+  const AttentionTask& task = p.tasks[blockIdx.x / p.num_heads];
   const int head = static_cast<int>(blockIdx.x) % p.num_heads;
   const auto num_queries = static_cast<int>(task.q_len), num_keys = static_cast<int>(task.kv_len);
+  const int offset = OffsetOf(task);
   const int qk_col = head * p.head_dim, v_col = head * p.value_dim;
 
   for (int q_first = 0; q_first < num_queries; q_first += kTile) {
     __syncthreads();  // the output before this one has been read
     LoadRows<kDim, kThreads>(q_tile, HeadRows(p.q, p.q_stride, task.q_begin + q_first, qk_col),
                              num_queries - q_first, p.head_dim);
-    // Query i sees the keys up to i + num_keys - num_queries; the block's last one sees the most.
-    const int ahead = num_keys - num_queries;
+    // Query i sees the keys up to i + offset; the block's last one sees the most.
     const int last = q_first + kTile < num_queries ? q_first + kTile : num_queries;
-    const int seen = last + ahead;
+    const int seen = min(last + offset, num_keys);
     float o[1][kDimTiles][4] = {};
     for (int k_first = 0; k_first < seen; k_first += kTile) {
       if (k_first > 0) __syncthreads();  // the keys before these have been read
@@ -111,7 +118,7 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kForwardThreads, ReluShape<kD
       float s[1][kKeyTiles][4] = {};
       AddProductNT<kTile, kTile, kDim>(s, PartAt<kTile>(q_tile, rows_first, warp_row, 0),
                                        PartAt<kTile>(k_tile, cols_first, 0, 0));
-      const int visible = q_first + ahead - k_first + warp_row + lane / 4;  // last key of row 0
+      const int visible = q_first + offset - k_first + warp_row + lane / 4;  // last key of row 0
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
@@ -219,7 +226,7 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kBackwardThreads,
   const AttentionTask task = p.tasks[blockIdx.x / p.num_heads];
   const int head = static_cast<int>(blockIdx.x) % p.num_heads;
   const auto num_queries = static_cast<int>(task.q_len), num_keys = static_cast<int>(task.kv_len);
-  const int ahead = num_keys - num_queries;  // query i sees the keys up to i + ahead
+  const int offset = OffsetOf(task);  // query i sees the keys up to i + offset
   const int qk_col = head * p.head_dim, v_col = head * p.value_dim;
   const auto load_queries = [&](int first) {
     const int64_t row = task.q_begin + first;
@@ -245,7 +252,7 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kBackwardThreads,
     CommitCopies();
     WaitForCopies<0>();
     __syncthreads();
-    tiles.Weigh(p.scale, q_first + ahead - k_first);
+    tiles.Weigh(p.scale, q_first + offset - k_first);
     __syncthreads();
   };
   const bool single = num_queries <= kTile && num_keys <= kTile && num_keys > 0;
@@ -253,7 +260,7 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kBackwardThreads,
   for (int k_first = 0; k_first < num_keys; k_first += kTile) {
     __syncthreads();  // the gradients before these have been read
     load_keys(k_first);
-    const int first_query = k_first > ahead ? k_first - ahead : 0;  // that sees one of the keys
+    const int first_query = k_first > offset ? k_first - offset : 0;  // that sees one of the keys
     float dk_sum[1][kN][4] = {}, dv_sum[1][kN][4] = {};
     bool loaded = false;
     for (int q_first = first_query / kTile * kTile; q_first < num_queries; q_first += kTile) {
@@ -287,13 +294,14 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kBackwardThreads,
     load_queries(q_first);
     const int last = q_first + kTile < num_queries ? q_first + kTile : num_queries;
     float dq_sum[1][kN][4] = {};
-    for (int k_first = 0; k_first < last + ahead; k_first += kTile) {
+    const int seen = min(last + offset, num_keys);
+    for (int k_first = 0; k_first < seen; k_first += kTile) {
       if (k_first > 0) __syncthreads();  // the keys before these have been read
       load_keys(k_first);
       weigh(q_first, k_first);
       tiles.AddQueryGradient(dq_sum);
     }
-    if (last + ahead <= 0) {  // as in the forward pass
+    if (seen <= 0) {  // as in the forward pass
       CommitCopies();
       WaitForCopies<0>();
     }

@@ -54,6 +54,7 @@ __global__ void RowStatisticsKernel(const __grid_constant__ SoftmaxBackwardParam
   const int tile_index = blockIdx.x / p.num_heads, head = blockIdx.x % p.num_heads;
   const QueryTile tile = p.plan.query_tiles[tile_index];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int first_seeing = tile.num_keys > 0 ? 1 - tile.visible : tile_rows;  // a key
   for (int row = warp; row < tile_rows; row += blockDim.x / 32) {
     const int64_t token = int64_t{tile.q_begin} + row;
     float sum = 0.0f;
@@ -68,7 +69,7 @@ __global__ void RowStatisticsKernel(const __grid_constant__ SoftmaxBackwardParam
         const float2 y = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(dout)[i]);
         sum += x.x * y.x + x.y * y.y;
       }
-      if (tile.visible + row > 0) row_lse = p.lse[token * p.num_heads + head] * kLog2E;
+      if (row >= first_seeing) row_lse = p.lse[token * p.num_heads + head] * kLog2E;
     }
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (lane == 0) {
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const int head = blockIdx.x % p.num_heads;
   const QueryTile tile = p.plan.query_tiles[blockIdx.x / p.num_heads];
   const float* source = dq + int64_t{blockIdx.x} * Shape::kTileFloats;
-  const bool empty = tile.visible + tile.q_rows - 1 <= 0;  // no block has written this tile
+  const bool empty = tile.num_keys <= 0;  // no block has written this tile
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 #pragma unroll
   for (int r = 0; r < Layout::kRowTiles; ++r) {
@@ -280,15 +281,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     AddProductNT<kQueries, kKeys, kDim>(dp, PartAt<kQueries>(do_tile, rows_first, score_row, 0),
                                         PartAt<kKeys>(v_tile, cols_first, score_col, 0));
 
-    // Key c of the tile is seen by query i of the tile if begin <= c < end + i.
+    // Key c of the tile is seen by query i of the tile if begin <= c < min(end + i, limit).
     const int begin = now.task.kv_begin - keys.kv_begin;
-    const int end = begin + now.task.kv_len - now.task.q_len + now.tile * kQueries + 1;
-    const bool whole = begin <= 0 && end >= kKeys;
+    const int end = begin + now.task.visible + now.tile * kQueries;
+    const int limit = begin + now.task.kv_len;
+    const bool whole = begin <= 0 && min(end, limit) >= kKeys;
 #pragma unroll
     for (int r = 0; r < kScoreRows; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = score_row + r * 16 + half * 8 + lane / 4;
+        const int row_end = min(end + row, limit);
         float lse, delta;
         asm volatile("ld.shared.f32 %0, [%1];" : "=f"(lse) : "r"(statistics + row * 4) : "memory");
         asm volatile("ld.shared.f32 %0, [%1];"
@@ -302,7 +305,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             x[e] = Exp2(s[r][c][half * 2 + e] * scale - lse);
-            if (!whole && (col + e < begin || col + e >= end + row)) x[e] = 0.0f;
+            if (!whole && (col + e < begin || col + e >= row_end)) x[e] = 0.0f;
             y[e] = x[e] * (dp[r][c][half * 2 + e] - delta);
           }
           const uint32_t at = ElementOffset<kQueries>(row, col);
@@ -349,7 +352,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #pragma unroll
       for (int bit = 0; bit < 2 * kGradRows; ++bit) {
         const int row = grad_row + bit * 8 + lane / 4;
-        if (row >= begin && row < begin + now.task.kv_len) covered |= 1u << bit;
+        if (row >= begin && row < limit) covered |= 1u << bit;
       }
     }
     if constexpr (Shape::kStages == 1) {

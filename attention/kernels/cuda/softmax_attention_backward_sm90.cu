@@ -53,12 +53,13 @@ struct BackwardBarriers {
 // One step of the consumers, told by the producer beside the query tile: they have no registers to
 // spare for the walk itself.
 struct BackwardStep {
-  int tile;   // of dQ, and of the counters; -1 after the last step
-  int turn;   // contributions to the tile before this one
-  int begin;  // key c of the key tile is seen by query i of the tile if begin <= c < end + i
+  int tile;  // of dQ, and of the counters; -1 after the last step
+  int turn;  // contributions to the tile before this one
+  int rows;  // of the query tile, may exceed its size
+  // Key c of the key tile is seen by query i of the tile if begin <= c < min(end + i, limit).
+  int begin;
   int end;
-  int rows;    // of the query tile, may exceed its size
-  int kv_len;  // of the task at its first step, else 0
+  int limit;
 };
 
 // What the consumers say of a half of dQ in shared memory.
@@ -101,21 +102,21 @@ __device__ __forceinline__ void ProduceQueries(const SoftmaxBackwardParams& para
   while (walk.valid) {
     if (lane == 0) {
       const int head = kv_head * group + walk.group_head;
-      const int row = walk.task.q_begin + walk.tile * Shape::kQueries;
-      const int tile = (walk.task.first_tile + walk.tile) * p.num_heads + head;
+      // Read again rather than kept: this warp has 24 registers a thread.
+      const PlannedTask& task = p.plan.tasks[walk.task_index];
+      const int row = task.q_begin + walk.tile * Shape::kQueries;
+      const int tile = (task.first_tile + walk.tile) * p.num_heads + head;
       const int64_t statistics = int64_t{tile} * Shape::kQueries;
       const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
       const uint32_t do_full = SharedAddress(&b.do_full[place.stage]);
       WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
-      const PlannedTask& task = walk.task;
       const int begin = task.kv_begin - keys.kv_begin;
-      const bool first = walk.group_head == 0 && walk.tile == walk.first_tile;
       steps[place.stage] = {tile,
                             (keys.kv_begin - task.first_key_tile_row) / Shape::kKeys,
-                            begin,
-                            begin + task.kv_len - task.q_len + walk.tile * Shape::kQueries + 1,
                             task.q_len - walk.tile * Shape::kQueries,
-                            first ? task.kv_len : 0};
+                            begin,
+                            begin + task.visible + walk.tile * Shape::kQueries,
+                            begin + task.kv_len};
       CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.q + place.stage * Shape::kQueryBytes,
                                                  &maps.q, q_full, head, row, Shape::kRowBytes);
       CopyBytes(tiles.lse + place.stage * Shape::kRowBytes, w.lse + statistics, Shape::kRowBytes,
@@ -285,7 +286,17 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
     StartScores<Shape>(dp, v_rows, do_tile);
 
-    const bool whole = step.begin <= consumer * 64 && step.end >= consumer * 64 + 64;
+    const bool whole =
+        step.begin <= consumer * 64 && min(step.end, step.limit) >= consumer * 64 + 64;
+    // The first query that sees the thread's keys; none does if they are not the task's.
+    int first_query[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = first_key + half * 8;
+      const bool of_task = key >= step.begin && key < step.limit;
+      first_query[half] = of_task ? key - step.end + 1 : kQueries;
+      if (of_task) covered |= 1u << half;
+    }
 
     WgmmaWait<1>();
 #pragma unroll
@@ -295,8 +306,7 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
       for (int e = 0; e < 4; ++e) {
         float x = Exp2(s[n * 4 + e] * scale - (e % 2 == 0 ? row_lse.x : row_lse.y));
         if (!whole) {
-          const int key = first_key + (e >> 1) * 8, query = n * 8 + (lane % 4) * 2 + (e & 1);
-          if (key < step.begin || key >= step.end + query) x = 0.0f;
+          if (n * 8 + (lane % 4) * 2 + (e & 1) < first_query[e >> 1]) x = 0.0f;
         }
         s[n * 4 + e] = x;
       }
@@ -353,11 +363,6 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
     FenceSharedForAsync();
     release(b.dq_full[consumer]);
     dq_parity ^= 1;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int key = first_key + half * 8;
-      if (key >= step.begin && key < step.begin + step.kv_len) covered |= 1u << half;
-    }
     WgmmaWait<0>();
     release(b.q_empty[place.stage]);
     place.Advance();
@@ -440,7 +445,7 @@ __global__ void __launch_bounds__(256)
   const int head = blockIdx.x % p.num_heads;
   const QueryTile tile = p.plan.query_tiles[blockIdx.x / p.num_heads];
   const float* source = dq + int64_t{blockIdx.x} * Shape::kTileFloats;
-  const bool empty = tile.visible + tile.q_rows - 1 <= 0;  // no block has written this tile
+  const bool empty = tile.num_keys <= 0;  // no block has written this tile
   const int consumer = threadIdx.x / 128, thread = threadIdx.x % 128;
   const int warp = thread / 32, lane = thread % 32;
 #pragma unroll

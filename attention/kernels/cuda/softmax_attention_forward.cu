@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
   const QueryTile tile = p.plan.forward_tiles[blockIdx.x / p.num_heads];
   const int head = blockIdx.x % p.num_heads;
   const int kv_head = head / (p.num_heads / p.num_kv_heads);
-  const int num_keys = tile.visible + tile.q_rows - 1;
+  const int num_keys = tile.num_keys;
   if (num_keys <= 0) return StoreEmptyTile<Shape>(p, tile, head);
 
   const Bf16* q =
@@ -93,9 +93,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
   const uint32_t rows_first = LaneOffset(lane, true), cols_first = LaneOffset(lane, false);
   const int warp_row = warp * kRowTiles * 16;
   const float scale = p.scale * kLog2E;
-  // Row i of this lane's first row tile; key c is seen if c < first_visible + (offset of the row).
+  // Row i of this lane's first row tile; key c is seen if c < first_visible + (offset of the row)
+  // and c < num_keys.
   const int first_visible = tile.visible + warp_row + lane / 4;
-  const int full_blocks = tile.visible > 0 ? tile.visible / kKeys : 0;
+  const int full_blocks = tile.visible > 0 ? min(tile.visible, num_keys) / kKeys : 0;
 
   uint32_t stage = stages;
   for (int block = num_blocks - 1; block >= 0; --block) {
@@ -132,7 +133,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int key = block * kKeys + n * 8 + (lane % 4) * 2 + (e & 1);
-            if (key >= first_visible + r * 16 + (e >> 1) * 8) s[r][n][e] = -INFINITY;
+            const int seen = min(first_visible + r * 16 + (e >> 1) * 8, num_keys);
+            if (key >= seen) s[r][n][e] = -INFINITY;
           }
         }
       }

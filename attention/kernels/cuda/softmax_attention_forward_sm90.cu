@@ -63,9 +63,9 @@ __device__ __forceinline__ void Produce(const SoftmaxForwardParams& p, const Ten
     const int64_t index = TileOfRound(round);
     if (int64_t{round} * gridDim.x >= num_tiles) break;
     if (index >= num_tiles) continue;
-    const QueryTile tile = p.plan.forward_tiles[index / p.num_heads];
+    const QueryTile& tile = p.plan.forward_tiles[index / p.num_heads];
     const int head = static_cast<int>(index % p.num_heads);
-    const int num_keys = tile.visible + tile.q_rows - 1;
+    const int num_keys = tile.num_keys;
     if (num_keys <= 0) continue;
     WaitBarrier(SharedAddress(&b.q_empty), q_parity);
     q_parity ^= 1;
@@ -159,13 +159,14 @@ __device__ __forceinline__ void RoundToOperand(uint32_t (&p)[kKeys / 16][4],
   }
 }
 
-// Key c (of the block) is seen by this lane's first row if c < visible.
-template <int kKeys>
+// Key c (of the block) is seen by this lane's first row if c < visible, by its second, 8 rows
+// further, if c < visible + kSlope: 8 along the diagonal, 0 at the end of all keys.
+template <int kKeys, int kSlope>
 __device__ __forceinline__ void Mask(float (&s)[kKeys / 2], int visible, int lane) {
 #pragma unroll
   for (int i = 0; i < kKeys / 2; ++i) {
     const int key = i / 4 * 8 + (lane % 4) * 2 + (i & 1);
-    if (key >= visible + ((i >> 1) & 1) * 8) s[i] = -INFINITY;
+    if (key >= visible + ((i >> 1) & 1) * kSlope) s[i] = -INFINITY;
   }
 }
 
@@ -197,7 +198,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
     if (index >= num_tiles) continue;
     const QueryTile tile = p.plan.forward_tiles[index / p.num_heads];
     const int head = static_cast<int>(index % p.num_heads);
-    const int num_keys = tile.visible + tile.q_rows - 1;
+    const int num_keys = tile.num_keys;
     float o[kDim / 2];
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
@@ -219,12 +220,14 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
       pass_turn();
       WgmmaWait<0>();
       release(b.k_empty[place.stage]);
-      if (block >= masked_from) Mask<kKeys>(s, visible - block * kKeys, lane);
+      if (block >= masked_from) Mask<kKeys, 8>(s, visible - block * kKeys, lane);
+      // The last key ends the block for rows whose diagonal is past it.
+      const int valid = num_keys - block * kKeys;
+      if (valid < kKeys) Mask<kKeys, 0>(s, valid, lane);
       TakeExponentials<kKeys>(s, rows, scale, shrink);
       RoundToOperand<kKeys>(probabilities, s);
 
       // Rows past the last key hold whatever lies there: 0 times NaN would be NaN.
-      const int valid = num_keys - block * kKeys;
       if (valid < kKeys) {
         const uint32_t v_tile = v_tiles + place.stage * Shape::kTileBytes;
         WaitBarrier(SharedAddress(&b.v_full[place.stage]), place.parity);
@@ -244,7 +247,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
         pass_turn();
         WgmmaWait<1>();
         release(b.k_empty[place.stage]);
-        if (block >= masked_from) Mask<kKeys>(s, visible - block * kKeys, lane);
+        if (block >= masked_from) Mask<kKeys, 8>(s, visible - block * kKeys, lane);
         TakeExponentials<kKeys>(s, rows, scale, shrink);
         WgmmaWait<0>();
         release(b.v_empty[now.stage]);

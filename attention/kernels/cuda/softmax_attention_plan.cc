@@ -28,11 +28,15 @@ void OrderByWeight(const std::vector<int64_t>& weights, std::vector<int32_t>& or
 }
 
 void AppendQueryTiles(const AttentionTask& task, int rows, std::vector<QueryTile>& tiles) {
+  const int64_t offset = DiagonalOffset(task);
   for (int64_t i = 0; i < task.q_len; i += rows) {
+    const int64_t count = std::min<int64_t>(rows, task.q_len - i);
     tiles.push_back({static_cast<int32_t>(task.q_begin + i),
-                     static_cast<int32_t>(std::min<int64_t>(rows, task.q_len - i)),
+                     static_cast<int32_t>(count),
                      static_cast<int32_t>(task.kv_begin),
-                     static_cast<int32_t>(task.kv_len - task.q_len + i + 1)});
+                     static_cast<int32_t>(offset + i + 1),
+                     static_cast<int32_t>(std::clamp<int64_t>(offset + i + count, 0, task.kv_len)),
+                     {0, 0, 0}});
   }
 }
 
@@ -44,7 +48,7 @@ std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_task
   for (int64_t t = 0; t < num_tasks; ++t) AppendQueryTiles(tasks[t], rows, tiles);
   std::vector<int64_t> weights(tiles.size());
   for (size_t i = 0; i < tiles.size(); ++i) {
-    weights[i] = std::max(0, tiles[i].visible + tiles[i].q_rows - 1);
+    weights[i] = tiles[i].num_keys;
   }
   std::vector<int32_t> order;
   OrderByWeight(weights, order);
@@ -83,7 +87,7 @@ std::vector<KeyRun> KeyRuns(std::vector<PlannedTask>& tasks, int tile_rows) {
     run.end = std::max(run.end, end);
     task.first_key_tile_row =
         static_cast<int32_t>(run.begin + (begin - run.begin) / tile_rows * tile_rows);
-    task.unused[0] = static_cast<int32_t>(run.first_tile + (begin - run.begin) / tile_rows);
+    task.first_key_tile = static_cast<int32_t>(run.first_tile + (begin - run.begin) / tile_rows);
   }
   return runs;
 }
@@ -103,14 +107,14 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, int rows) {
   std::vector<int64_t> weights(tiles.size(), 0);
   for (size_t t = 0; t < tasks.size(); ++t) {
     const PlannedTask& task = tasks[t];
-    const int64_t first = task.unused[0];
+    const int64_t first = task.first_key_tile;
     const int64_t end =
         first + CeilDiv(task.kv_begin + task.kv_len - task.first_key_tile_row, rows);
     for (int64_t i = first; i < end; ++i) {
       tiles[i].task_begin = std::min(tiles[i].task_begin, static_cast<int32_t>(t));
       tiles[i].task_end = static_cast<int32_t>(t) + 1;
-      // Keys that only part of the queries see lie at the end: q_len minus the rows before them.
-      const int64_t hidden = tiles[i].kv_begin - (task.kv_begin + task.kv_len - task.q_len);
+      // Key j is hidden from the queries before j + 1 - visible.
+      const int64_t hidden = tiles[i].kv_begin - task.kv_begin + 1 - task.visible;
       weights[i] += task.q_len - std::clamp<int64_t>(hidden, 0, task.q_len - 1);
     }
   }
@@ -161,13 +165,10 @@ SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t nu
   for (int64_t t = 0; t < num_tasks; ++t) {
     const AttentionTask& task = tasks[t];
     if (task.q_len > 0 && task.kv_len > 0) {
-      planned.push_back({static_cast<int32_t>(task.q_begin),
-                         static_cast<int32_t>(task.q_len),
-                         static_cast<int32_t>(task.kv_begin),
-                         static_cast<int32_t>(task.kv_len),
-                         static_cast<int32_t>(query_tiles.size()),
-                         0,
-                         {0, 0}});
+      planned.push_back({static_cast<int32_t>(task.q_begin), static_cast<int32_t>(task.q_len),
+                         static_cast<int32_t>(task.kv_begin), static_cast<int32_t>(task.kv_len),
+                         static_cast<int32_t>(DiagonalOffset(task) + 1),
+                         static_cast<int32_t>(query_tiles.size()), 0, 0});
     }
     AppendQueryTiles(task, tiling.backward_queries, query_tiles);
   }

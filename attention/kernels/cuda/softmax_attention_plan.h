@@ -17,12 +17,15 @@ struct SoftmaxAttentionTiling {
   int backward_keys = 0;
 };
 
-// Queries [q_begin, q_begin + q_rows). Row i sees keys [kv_begin, kv_begin + visible + i).
+// Queries [q_begin, q_begin + q_rows). Row i sees the first min(visible + i, num_keys) keys from
+// kv_begin on, none if that is negative; num_keys is what the last row sees, 0 for none.
 struct QueryTile {
   int32_t q_begin;
   int32_t q_rows;
   int32_t kv_begin;
   int32_t visible;
+  int32_t num_keys;
+  int32_t unused[3];
 };
 
 // Keys [kv_begin, kv_begin + kv_rows); tasks [task_begin, task_end) of the plan may see some of
@@ -34,16 +37,18 @@ struct KeyTile {
   int32_t task_end;
 };
 
-// A task as the backward kernels read it. Its query tiles are numbered from `first_tile`. Key tiles
-// of its run of keys start at `first_key_tile_row` and every backward_keys rows after.
+// A task as the backward kernels read it: query i sees the first min(visible + i, kv_len) keys. Its
+// query tiles are numbered from `first_tile`. Key tiles of its run of keys start at
+// `first_key_tile_row` and every backward_keys rows after.
 struct PlannedTask {
   int32_t q_begin;
   int32_t q_len;
   int32_t kv_begin;
   int32_t kv_len;
+  int32_t visible;
   int32_t first_tile;
   int32_t first_key_tile_row;
-  int32_t unused[2];
+  int32_t first_key_tile;  // its number, before tiles are sorted; the kernels do not read it
 };
 
 // All pieces in one block of bytes, so that one copy brings a plan to the device.

@@ -22,7 +22,7 @@ struct Walk {
 template <typename Shape>
 __device__ __forceinline__ int FirstTile(const PlannedTask& task, const KeyTile& keys) {
   const int begin = max(keys.kv_begin - task.kv_begin, 0);
-  return max(begin - (task.kv_len - task.q_len), 0) / Shape::kQueries;
+  return max(begin + 1 - task.visible, 0) / Shape::kQueries;
 }
 
 // Moves to the first task at or after `index` that has keys in the tile.
