@@ -6,6 +6,7 @@
 #include <climits>
 #include <cstdlib>
 #include <numeric>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -59,6 +60,16 @@ uint64_t HashOf(const std::string& text) {
   uint64_t hash = 0xcbf29ce484222325u;
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
   return hash;
+}
+
+// Where a tensor's elements are. One without any may lie where another begins, and Open MPI takes
+// equal addresses of what is sent and received for MPI_IN_PLACE: it gets an address of its own.
+template <typename View>
+auto* AddressOf(const View& view) {
+  static char nowhere[2];
+  using Pointer = decltype(view.data);
+  if (view.num_elements() > 0) return view.data;
+  return static_cast<Pointer>(&nowhere[std::is_const_v<std::remove_pointer_t<Pointer>> ? 0 : 1]);
 }
 
 // Fills counts and offsets, in rows, as MPI wants them. Returns the total.
@@ -226,12 +237,13 @@ Work MpiCommunicator::AllGatherAsync(ConstTensorView mine, TensorView all,
       << label << ": " << mine.shape.ToString() << " into " << all.shape.ToString();
   const int64_t row_bytes = RowBytes(all);
   if (row_bytes == 0 || total == 0) return Work(std::move(work));
-  const bool is_in_place = mine.data == static_cast<char*>(all.data) + offsets[me] * row_bytes;
+  const bool is_in_place = mine.num_elements() > 0 &&
+                           mine.data == static_cast<char*>(all.data) + offsets[me] * row_bytes;
   const MPI_Datatype type = work->AddRowType(row_bytes);
   const int* kept_counts = work->AddCounts(counts);
   const int* kept_offsets = work->AddCounts(offsets);
-  work->NoteError(MPI_Iallgatherv(is_in_place ? MPI_IN_PLACE : mine.data, counts[me], type,
-                                  all.data, kept_counts, kept_offsets, type, comm_,
+  work->NoteError(MPI_Iallgatherv(is_in_place ? MPI_IN_PLACE : AddressOf(mine), counts[me], type,
+                                  AddressOf(all), kept_counts, kept_offsets, type, comm_,
                                   work->AddRequest()));
   return Work(std::move(work));
 }
@@ -256,8 +268,8 @@ Work MpiCommunicator::ReduceScatterAsync(ConstTensorView all, TensorView mine,
       << label << ": " << all.shape.ToString() << " into " << mine.shape.ToString();
   if (total == 0) return Work(std::move(work));
   const int* kept_counts = work->AddCounts(counts);
-  work->NoteError(MPI_Ireduce_scatter(all.data, mine.data, kept_counts, type, ToMpi(op), comm_,
-                                      work->AddRequest()));
+  work->NoteError(MPI_Ireduce_scatter(AddressOf(all), AddressOf(mine), kept_counts, type, ToMpi(op),
+                                      comm_, work->AddRequest()));
   return Work(std::move(work));
 }
 
@@ -283,8 +295,8 @@ Work MpiCommunicator::AllToAllAsync(ConstTensorView send, absl::Span<const int64
   const int* so = work->AddCounts(send_offsets);
   const int* rc = work->AddCounts(recv_counts);
   const int* ro = work->AddCounts(recv_offsets);
-  work->NoteError(
-      MPI_Ialltoallv(send.data, sc, so, type, recv.data, rc, ro, type, comm_, work->AddRequest()));
+  work->NoteError(MPI_Ialltoallv(AddressOf(send), sc, so, type, AddressOf(recv), rc, ro, type,
+                                 comm_, work->AddRequest()));
   return Work(std::move(work));
 }
 
