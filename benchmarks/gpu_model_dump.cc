@@ -118,7 +118,7 @@ absl::Status Dump(const OpContext& context, MemoryTracker& tracker, const NamedC
   EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context, model.weights()));
   FillWeights(context.pool, model.layout(), weights.view());
   EK_RETURN_IF_ERROR(weights.Upload(context));
-  model.UpdateCopy(context);
+  model.PublishWeights(context);
 
   const PackedBatch batch = MakeBatch(named.config.vocab_size);
   const auto valid = static_cast<double>(batch.num_valid());
@@ -126,8 +126,7 @@ absl::Status Dump(const OpContext& context, MemoryTracker& tracker, const NamedC
   {
     const ArenaScope scope(context.arena);
     const TensorView sum = context.arena.AllocateZero(DType::kF64, {1}, MemoryPurpose::kWorkspace);
-    model.ForwardBackward(
-        context, batch, 1 / valid, Recompute::kNone, [](int64_t, int64_t) {}, sum);
+    model.ForwardBackward(context, batch, 1 / valid, Recompute::kNone, /*is_last=*/true, sum);
     EK_RETURN_IF_ERROR(ReadDoubles(context, sum, absl::MakeSpan(&loss_sum, 1)));
   }
   EK_ASSIGN_OR_RETURN(HostMirror gradients, HostMirror::Create(context, model.gradients()));

@@ -95,8 +95,8 @@ void PrintProfile(OpContext context, Model& model, Optimizer& optimizer, const P
   const ArenaScope scope(context.arena);
   const TensorView sums = context.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
   const double valid = static_cast<double>(batch.num_valid());
-  model.ForwardBackward(
-      context, batch, 1 / valid, recompute, [](int64_t, int64_t) {}, sums.Rows(0, 1));
+  model.ForwardBackward(context, batch, 1 / valid, recompute, /*is_last=*/true, sums.Rows(0, 1));
+  model.FinishGradients(context, sums.Rows(1, 2));
   optimizer.Update(context, AdamWStepParams{1e-4, 1, 1.0}, model, sums.Rows(1, 2));
   Check(WaitForOps(context));
   std::map<std::string, std::pair<int, double>> by_name;
@@ -130,7 +130,7 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
     HostMirror weights = Value(HostMirror::Create(context, model.weights()));
     model.layout().Initialize(pool, 1, weights.view());
     Check(weights.Upload(context));
-    model.UpdateCopy(context);
+    model.PublishWeights(context);
     Check(WaitForOps(context));
   }
   Optimizer optimizer = Value(Optimizer::Create(context, model, AdamWConfig(), tracker));
@@ -144,8 +144,8 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
     const double begin = Now();
     const ArenaScope scope(arena);
     const TensorView sums = arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-    model.ForwardBackward(
-        context, batch, 1 / valid, recompute, [](int64_t, int64_t) {}, sums.Rows(0, 1));
+    model.ForwardBackward(context, batch, 1 / valid, recompute, /*is_last=*/true, sums.Rows(0, 1));
+    model.FinishGradients(context, sums.Rows(1, 2));
     optimizer.Update(context, AdamWStepParams{1e-4, step, 1.0}, model, sums.Rows(1, 2));
     Check(ReadDoubles(context, sums, absl::MakeSpan(values)));
     if (step > warm_up) seconds.push_back(Now() - begin);

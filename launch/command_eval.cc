@@ -60,9 +60,12 @@ absl::Status Eval(const EvalOptions& options) {
       return absl::OkStatus();
     };
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, open(), "model and data"));
+    // Every rank has the whole model.
+    const PipelineLinks no_links;
+    PipelineRun run(rank.context, *model, no_links, MeshShape(), /*pp_rank=*/0, rank.tracker);
     EK_ASSIGN_OR_RETURN(const Evaluation evaluation,
-                        Evaluate(rank.context, *model, *dataset, options.sequence_length,
-                                 options.max_samples, rank.comm));
+                        Evaluate(run, *dataset, options.sequence_length, options.max_samples,
+                                 {rank.comm.size(), rank.comm.rank(), true}, rank.comm));
     if (rank.comm.rank() == 0) {
       std::cout << (options.json ? ToJsonText(evaluation) : RenderBuckets(evaluation))
                 << std::flush;

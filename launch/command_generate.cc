@@ -45,7 +45,7 @@ absl::Status GenerateText(const GenerateOptions& options) {
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     if (rank.comm.rank() != 0) return absl::OkStatus();
     EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(options.model));
-    EK_ASSIGN_OR_RETURN(const Model model, LoadModel(rank.context, folder, rank.tracker));
+    EK_ASSIGN_OR_RETURN(Model model, LoadModel(rank.context, folder, rank.tracker));
     if (model.config().vocab_size < kByteVocabSize) {
       return absl::InvalidArgumentError(
           absl::StrFormat("%s has a vocabulary of %d: this program's byte tokenizer needs %d",

@@ -36,34 +36,38 @@ double Evaluation::perplexity() const {
   return std::exp(loss());
 }
 
-absl::StatusOr<Evaluation> Evaluate(const OpContext& context, const Model& model,
-                                    const IndexedDataset& dataset, int64_t sequence_length,
-                                    int64_t max_samples, Communicator& comm) {
+absl::StatusOr<Evaluation> Evaluate(PipelineRun& run, const IndexedDataset& dataset,
+                                    int64_t sequence_length, int64_t max_samples,
+                                    const EvaluationShare& share, Communicator& comm) {
   EK_ASSIGN_OR_RETURN(const SequentialOrder order,
                       SequentialOrder::Create(dataset.document_lengths(), sequence_length));
   const int64_t total = order.num_samples();
   const int64_t count = max_samples > 0 && max_samples < total ? max_samples : total;
   // One row a sample: [tokens, loss of bucket 0, tokens of bucket 0, ...]. The rows are summed over
-  // ranks (all but one are zero) and then added up in order, so the number of ranks changes
-  // nothing.
+  // ranks (all but those with the sample's tokens are zero) and then added up in order, so the
+  // number of replicas changes nothing.
   Evaluation result;
   result.buckets = MakeBuckets(sequence_length);
   const size_t width = 2 * result.buckets.size();
   std::vector<double> rows(static_cast<size_t>(count) * width, 0.0);
   absl::Status status;
-  for (int64_t i = comm.rank(); i < count && status.ok(); i += comm.size()) {
+  // Replicas that share parameters make equally many passes: the last may be without tokens.
+  for (int64_t first = 0; first < count; first += share.replicas) {
+    const int64_t i = first + share.replica;
     PackedBatch batch;
-    status = AppendSample(dataset, order.Sample(i * total / count), &batch);
-    if (!status.ok()) break;
-    std::vector<double> losses(batch.tokens.size());
-    status = model.TokenLosses(context, batch, absl::MakeSpan(losses));
-    if (!status.ok()) break;
+    if (i < count && status.ok()) {
+      status = AppendSample(dataset, order.Sample(i * total / count), &batch);
+      if (!status.ok()) batch.Clear();
+    }
+    TokenLosses tokens;
+    EK_RETURN_IF_ERROR(run.Losses(batch, &tokens));
+    if (i >= count || !share.counts) continue;
     double* row = rows.data() + static_cast<size_t>(i) * width;
-    for (size_t t = 0, bucket = 0; t < losses.size(); ++t) {
-      if (batch.positions[t] == 0) bucket = 0;
-      while (batch.positions[t] >= result.buckets[bucket].end) ++bucket;
-      if (batch.targets[t] == kIgnoredTarget) continue;
-      row[2 * bucket] += losses[t];
+    for (size_t t = 0, bucket = 0; t < tokens.losses.size(); ++t) {
+      if (tokens.positions[t] < result.buckets[bucket].begin) bucket = 0;
+      while (tokens.positions[t] >= result.buckets[bucket].end) ++bucket;
+      if (tokens.targets[t] == kIgnoredTarget) continue;
+      row[2 * bucket] += tokens.losses[t];
       row[2 * bucket + 1] += 1;
     }
   }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "models/model.h"
+#include "models/pipeline_run.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/data/indexed_dataset.h"
 
@@ -29,13 +29,20 @@ struct Evaluation {
   double perplexity() const;
 };
 
+// What of an evaluation a rank computes.
+struct EvaluationShare {
+  int replicas = 1;  // that the samples are dealt to
+  int replica = 0;
+  bool counts = true;  // whether no other rank has the same losses of the same tokens
+};
+
 // Scores the pieces of SequentialOrder: each document from its start on, in pieces of at most
 // `sequence_length` tokens; with max_samples > 0 only so many, evenly spread over the data set.
-// Samples are dealt to the ranks in turn, and every rank of `comm` must call it; all get the same
-// result, whatever their number.
-absl::StatusOr<Evaluation> Evaluate(const OpContext& context, const Model& model,
-                                    const IndexedDataset& dataset, int64_t sequence_length,
-                                    int64_t max_samples, Communicator& comm);
+// Samples are dealt to the replicas in turn, and every rank of `comm` must call it; all get the
+// same result, whatever their number.
+absl::StatusOr<Evaluation> Evaluate(PipelineRun& run, const IndexedDataset& dataset,
+                                    int64_t sequence_length, int64_t max_samples,
+                                    const EvaluationShare& share, Communicator& comm);
 
 // A table of the buckets.
 std::string RenderBuckets(const Evaluation& evaluation);

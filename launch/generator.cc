@@ -11,9 +11,9 @@
 
 namespace evenkeel {
 
-absl::Status Generate(const OpContext& context, const Model& model,
-                      absl::Span<const int32_t> prompt, const GenerationOptions& options,
-                      MemoryTracker& tracker, const std::function<bool(int32_t)>& emit) {
+absl::Status Generate(const OpContext& context, Model& model, absl::Span<const int32_t> prompt,
+                      const GenerationOptions& options, MemoryTracker& tracker,
+                      const std::function<bool(int32_t)>& emit) {
   const ModelConfig& config = model.config();
   const int64_t capacity = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
   if (config.max_position_embeddings > 0 && capacity > config.max_position_embeddings) {

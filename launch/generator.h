@@ -21,8 +21,8 @@ struct GenerationOptions {
 // Feeds `prompt` (at least one token, each below the vocabulary's size) and calls `emit` with every
 // token generated; emit returns false to stop. Fails if the logits are not finite or memory for the
 // cache is not to be had.
-absl::Status Generate(const OpContext& context, const Model& model,
-                      absl::Span<const int32_t> prompt, const GenerationOptions& options,
-                      MemoryTracker& tracker, const std::function<bool(int32_t token)>& emit);
+absl::Status Generate(const OpContext& context, Model& model, absl::Span<const int32_t> prompt,
+                      const GenerationOptions& options, MemoryTracker& tracker,
+                      const std::function<bool(int32_t token)>& emit);
 
 }  // namespace evenkeel

@@ -26,7 +26,7 @@ void DescribeTrain(ConfigFields& fields, TrainConfig& config) {
   fields.Int("global_batch_size", &config.global_batch_size, "samples a step, over all ranks", 1,
              kMaxSamples);
   fields.Int("micro_batch_size", &config.micro_batch_size,
-             "samples a rank computes at once; the rest is accumulated", 1, kMaxSamples);
+             "samples a replica computes at once; the rest is accumulated", 1, kMaxSamples);
   fields.Float("lr", &config.schedule.lr, "highest learning rate", 0, 1e3);
   fields.Float("min_lr", &config.schedule.min_lr, "learning rate at the end", 0, 1e3);
   fields.Int("warmup_steps", &config.schedule.warmup_steps, "linear warm-up", 0, kManySteps);
@@ -137,6 +137,8 @@ void DescribeFields(ConfigFields& fields, RunConfig& config) {
                  [&](ConfigFields& section) { DescribeTrain(section, config.train); });
   fields.Section("checkpoint", "when to save, how to resume",
                  [&](ConfigFields& section) { DescribeCheckpoint(section, config.checkpoint); });
+  fields.Section("parallel", "how to spread it over the ranks",
+                 [&](ConfigFields& section) { DescribeFields(section, config.parallel); });
   fields.Section("runtime", "how to run it on this machine",
                  [&](ConfigFields& section) { DescribeRuntime(section, config.runtime); });
   fields.Section("trace", "where the time of a step goes",

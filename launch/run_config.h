@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "launch/lr_schedule.h"
+#include "launch/parallel_config.h"
 #include "models/block.h"
 #include "models/model_config.h"
 #include "runtime/ops/adamw.h"
@@ -29,7 +30,7 @@ struct DataConfig {
 struct TrainConfig {
   int64_t steps = 100;
   int64_t global_batch_size = 8;  // sequences a step, over all ranks
-  int64_t micro_batch_size = 1;   // sequences a rank computes at once
+  int64_t micro_batch_size = 1;   // sequences a replica computes at once
   LrSchedule schedule;            // total_steps is `steps`
   AdamWConfig adamw;
   double clip_norm = 1;  // 0: no clipping
@@ -76,6 +77,7 @@ struct RunConfig {
   DataConfig data;
   TrainConfig train;
   CheckpointConfig checkpoint;
+  ParallelConfig parallel;
   RuntimeConfig runtime;
   TraceConfig trace;
 };

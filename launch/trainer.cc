@@ -29,6 +29,12 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+int64_t BucketElements(const RuntimeConfig& config, const OpContext& context) {
+  int64_t mib = config.bucket_mb;
+  if (mib == 0) mib = context.cuda == nullptr ? 4 : 64;
+  return (mib << 20) / SizeOf(context.wide_dtype());
+}
+
 std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
   std::vector<int64_t> lengths;
   for (size_t i = 1; i < batch.cu_seqlens.size(); ++i) {
@@ -39,31 +45,46 @@ std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
 
 }  // namespace
 
-Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, TrainingData data, Model model,
+Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
+                 std::unique_ptr<MeshComms> mesh, TrainingData data, Model model,
                  Optimizer optimizer)
     : config_(config),
       context_(rank.context),
       comm_(rank.comm),
       gpu_comm_(rank.gpu_comm),
       tracker_(rank.tracker),
+      plan_(std::move(plan)),
+      mesh_(std::move(mesh)),
       data_(std::move(data)),
       model_(std::move(model)),
       optimizer_(std::move(optimizer)),
+      pipeline_(context_, model_, mesh_->links(), mesh_->shape(), mesh_->coord().pp, tracker_),
       shape_(ShapeOf(config.model)),
       start_seconds_(Now()) {}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
                                                          const RankRuntime& rank) {
+  EK_ASSIGN_OR_RETURN(ParallelPlan plan,
+                      PlanParallel(config.model, config.parallel, rank.comm.size()));
   EK_ASSIGN_OR_RETURN(
       TrainingData data,
       TrainingData::Open(config.data.train, config.model.vocab_size, config.data.sequence_length,
                          static_cast<uint64_t>(config.seed)));
-  EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model,
-                                                 /*with_gradients=*/true, rank.tracker));
+  Communicator& device_comm = rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world();
+  EK_ASSIGN_OR_RETURN(std::unique_ptr<MeshComms> mesh,
+                      MeshComms::Create(device_comm, plan.comms()));
+  ModelSetup setup;
+  setup.part = plan.PartOf(mesh->coord());
+  setup.axes = mesh->axes();
+  setup.context = plan.context;
+  setup.sharding = plan.sharding;
+  setup.bucket_elements = BucketElements(config.runtime, rank.context);
+  EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model, setup, rank.tracker));
   EK_ASSIGN_OR_RETURN(Optimizer optimizer,
                       Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
-  std::unique_ptr<Trainer> trainer(
-      new Trainer(config, rank, std::move(data), std::move(model), std::move(optimizer)));
+  std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh),
+                                               std::move(data), std::move(model),
+                                               std::move(optimizer)));
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));
@@ -97,23 +118,15 @@ absl::Status Trainer::Start() {
   expected.seed = config_.seed;
   expected.sequence_length = config_.data.sequence_length;
   expected.data_fingerprint = data_.dataset().fingerprint();
+  const Placement placement = plan_.placement();
   EK_ASSIGN_OR_RETURN(
       const bool restored,
-      RestoreTraining(context_, comm_, store_.has_value() ? &*store_ : nullptr,
+      RestoreTraining(context_, comm_, placement, store_.has_value() ? &*store_ : nullptr,
                       config_.checkpoint.fallback, expected, &progress_, model_, optimizer_));
   if (!restored) {
-    EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context_, model_.weights()));
-    if (config_.train.init_from.empty()) {
-      model_.layout().Initialize(context_.pool, static_cast<uint64_t>(config_.seed),
-                                 weights.view());
-    } else {
-      EK_RETURN_IF_ERROR(AgreeOnStatus(
-          comm_,
-          ReadWeights(config_.train.init_from, config_.model, model_.layout(), weights.view()),
-          "initial weights"));
-    }
-    EK_RETURN_IF_ERROR(weights.Upload(context_));
-    model_.UpdateCopy(context_);
+    EK_RETURN_IF_ERROR(InitializeWeights(context_, comm_, placement,
+                                         static_cast<uint64_t>(config_.seed),
+                                         config_.train.init_from, model_));
   }
   saved_step_ = restored ? progress_.step : -1;
 
@@ -170,33 +183,42 @@ absl::Status Trainer::Run() {
                       ExitCode::kPreempted);
 }
 
+// The micro-batches of this rank's replica, and the model's FLOPs of them.
+absl::StatusOr<std::vector<PackedBatch>> Trainer::ReadBatches(double* model_flops) {
+  std::vector<PackedBatch> batches;
+  for (const MicroBatch& micro :
+       MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
+                          config_.train.micro_batch_size, mesh_->coord().dp, mesh_->shape().dp)) {
+    EK_ASSIGN_OR_RETURN(PackedBatch batch, data_.Read(micro));
+    *model_flops += TrainingFlops(shape_, PieceLengths(batch)).total();
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+bool Trainer::CountsLosses() const {
+  return mesh_->coord().tp == 0 && mesh_->coord().pp == mesh_->shape().pp - 1;
+}
+
 absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   StepResult result;
   const double begin = Now();
-  std::vector<PackedBatch> batches;
-  absl::Status data_status;
   std::optional<TraceSpan> span;
   const auto begin_phase = [&](const char* name) {
     span.emplace(tracer_->host_writer(), tracer_->host_lane(), name);
   };
   begin_phase("read data");
   double counts[2] = {0, 0};  // targets, FLOPs
-  for (const MicroBatch& micro :
-       MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
-                          config_.train.micro_batch_size, comm_.rank(), comm_.size())) {
-    auto batch = data_.Read(micro);
-    if (!batch.ok()) {
-      data_status = batch.status();
-      break;
-    }
-    counts[0] += static_cast<double>(batch->num_valid());
-    counts[1] += TrainingFlops(shape_, PieceLengths(*batch)).total();
-    batches.push_back(*std::move(batch));
+  const absl::StatusOr<std::vector<PackedBatch>> batches = ReadBatches(&counts[1]);
+  if (batches.ok()) {
+    for (const PackedBatch& batch : *batches) counts[0] += static_cast<double>(batch.num_valid());
   }
-  if (batches.empty()) batches.emplace_back();  // takes part in the reductions all the same
+  // All ranks of a replica have read the same.
+  const MeshCoord& at = mesh_->coord();
+  if (at.tp > 0 || at.cp > 0 || at.pp > 0) counts[0] = counts[1] = 0;
   result.data_seconds = Now() - begin;
   begin_phase("count targets");
-  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, data_status, "training data"));
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, batches.status(), "training data"));
   EK_RETURN_IF_ERROR(
       comm_.AllReduce(TensorView(counts, DType::kF64, {2}), ReduceOp::kSum, "target counts"));
   result.valid_tokens = static_cast<int64_t>(counts[0]);
@@ -210,19 +232,9 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
   const TensorView sums = context_.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-  GradientReducer reducer(gpu_comm_ == nullptr ? comm_ : gpu_comm_->world(),
-                          model_.gradients().view(), BucketElements());
-  for (size_t i = 0; i < batches.size(); ++i) {
-    const bool last = i + 1 == batches.size();
-    model_.ForwardBackward(
-        context_, batches[i], scale, config_.runtime.recompute,
-        [&](int64_t range_begin, int64_t range_end) {
-          if (last) reducer.MarkFinal(range_begin, range_end);
-        },
-        sums.Rows(0, 1));
-  }
-  EK_RETURN_IF_ERROR(reducer.Finish());
-  // Every rank has the same gradients, so all update alike, or, if they are not finite, none.
+  EK_RETURN_IF_ERROR(pipeline_.Train(*batches, scale, config_.runtime.recompute, sums.Rows(0, 1)));
+  model_.FinishGradients(context_, sums.Rows(1, 2));
+  // Every rank has the same norm, so all update, or, if it is not finite, none.
   if (result.valid_tokens > 0) {
     AdamWStepParams step;
     step.lr = LearningRate(config_.train.schedule, progress_.step);
@@ -236,9 +248,10 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   begin_phase("wait for results");
   double values[2] = {0, 0};
   EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
-  result.exposed_comm_seconds =
-      gpu_comm_ == nullptr ? reducer.exposed_seconds() : gpu_comm_->TakeExposedSeconds();
-  double shared[2] = {values[0], StopRequested() ? 1.0 : 0.0};
+  EK_RETURN_IF_ERROR(mesh_->log().status());
+  const double waited = mesh_->log().TakeExposedSeconds();
+  result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
+  double shared[2] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0};
   EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {2}), ReduceOp::kSum,
                                      "loss and requests to stop"));
   result.loss = shared[0] * scale;
@@ -294,37 +307,39 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
 absl::Status Trainer::EvaluateHeldOut() {
   evaluated_step_ = progress_.step;
   if (!validation_.has_value()) return absl::OkStatus();
-  EK_ASSIGN_OR_RETURN(const Evaluation evaluation,
-                      Evaluate(context_, model_, *validation_, config_.data.sequence_length,
-                               config_.train.eval_samples, comm_));
+  EK_ASSIGN_OR_RETURN(
+      const Evaluation evaluation,
+      Evaluate(pipeline_, *validation_, config_.data.sequence_length, config_.train.eval_samples,
+               {mesh_->shape().dp, mesh_->coord().dp, CountsLosses()}, comm_));
   if (report_.has_value()) report_->Eval(progress_.step, evaluation);
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Save() {
-  absl::Status status;
-  if (store_.has_value()) {
-    const double begin = Now();
-    status = SaveTraining(context_, *store_, progress_,
-                          static_cast<int>(config_.checkpoint.keep_last), model_, optimizer_);
-    if (status.ok()) {
-      report_->Checkpoint(progress_.step, Now() - begin);
-    } else if (config_.checkpoint.on_error == SaveErrorPolicy::kContinue &&
-               progress_.step < config_.train.steps && !StopRequested()) {
+  const double begin = Now();
+  const absl::Status status =
+      SaveTraining(context_, comm_, plan_.placement(), store_.has_value() ? &*store_ : nullptr,
+                   progress_, static_cast<int>(config_.checkpoint.keep_last), model_, optimizer_);
+  // Alike on all ranks, as is whether to go on.
+  if (!status.ok()) {
+    if (absl::IsDeadlineExceeded(status)) return status;  // peers are missing
+    double stops = StopRequested() ? 1 : 0;
+    EK_RETURN_IF_ERROR(
+        comm_.AllReduce(TensorView(&stops, DType::kF64, {1}), ReduceOp::kMax, "requests to stop"));
+    if (config_.checkpoint.on_error == SaveErrorPolicy::kStop || stops > 0 ||
+        progress_.step >= config_.train.steps) {
+      return status;
+    }
+    if (report_.has_value()) {
       report_->Fault(progress_.step, absl::StrCat("checkpoint not saved, training goes on: ",
                                                   std::string(status.message())));
-      status = absl::OkStatus();
     }
+    saved_step_ = progress_.step;
+    return absl::OkStatus();
   }
-  EK_RETURN_IF_ERROR(AgreeOnStatus(comm_, status, "checkpoint"));
+  if (report_.has_value()) report_->Checkpoint(progress_.step, Now() - begin);
   saved_step_ = progress_.step;
   return absl::OkStatus();
-}
-
-int64_t Trainer::BucketElements() const {
-  int64_t mib = config_.runtime.bucket_mb;
-  if (mib == 0) mib = context_.cuda == nullptr ? 4 : 64;
-  return (mib << 20) / SizeOf(model_.gradients().dtype());
 }
 
 bool Trainer::StopRequested() const {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "launch/rank_runtime.h"
@@ -13,7 +14,8 @@
 #include "launch/training_state.h"
 #include "models/model.h"
 #include "models/optimizer.h"
-#include "parallel/gradient_reducer.h"
+#include "models/pipeline_run.h"
+#include "parallel/mesh_comms.h"
 #include "runtime/checkpoint/run_lock.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/ops/op_context.h"
@@ -48,15 +50,17 @@ class Trainer {
     bool stop_requested = false;
   };
 
-  Trainer(const RunConfig& config, const RankRuntime& rank, TrainingData data, Model model,
-          Optimizer optimizer);
+  Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
+          std::unique_ptr<MeshComms> mesh, TrainingData data, Model model, Optimizer optimizer);
 
   absl::Status Start();
   absl::StatusOr<StepResult> Step();
   absl::Status ReportStep(const StepResult& result, double seconds);
   absl::Status EvaluateHeldOut();
   absl::Status Save();
-  int64_t BucketElements() const;
+  absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);
+  // Whether no other rank computes the losses of the same tokens.
+  bool CountsLosses() const;
   bool StopRequested() const;
   double Elapsed() const;
 
@@ -65,10 +69,13 @@ class Trainer {
   Communicator& comm_;
   GpuComm* gpu_comm_;  // null where the ranks compute on CPUs, or there is one
   MemoryTracker& tracker_;
+  ParallelPlan plan_;
+  std::unique_ptr<MeshComms> mesh_;
   TrainingData data_;
   std::optional<IndexedDataset> validation_;
   Model model_;
   Optimizer optimizer_;
+  PipelineRun pipeline_;
   ModelShape shape_;
   TrainingProgress progress_;
   std::optional<StepTracer> tracer_;

@@ -1,5 +1,9 @@
 #include "launch/training_state.h"
 
+#include <memory>
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "models/hugging_face.h"
 #include "nlohmann/json.hpp"
@@ -14,7 +18,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-// What a checkpoint holds, on the host.
+// What this rank owns of a checkpoint, on the host.
 struct HostState {
   HostMirror weights, exp_avg, exp_avg_sq;
 
@@ -35,18 +39,54 @@ struct HostState {
     EK_RETURN_IF_ERROR(exp_avg.Upload(context));
     return exp_avg_sq.Upload(context);
   }
+  std::vector<TensorView> views() { return {weights.view(), exp_avg.view(), exp_avg_sq.view()}; }
 };
 
-std::vector<SafetensorsTensor> OptimizerTensors(const Model& model, HostState& state,
-                                                StoredType type) {
-  std::vector<SafetensorsTensor> tensors;
-  for (auto& tensor : NamedTensors(model.layout(), state.exp_avg.view(), type)) {
-    tensor.name = "exp_avg." + tensor.name;
-    tensors.push_back(std::move(tensor));
+// The whole state on rank 0: the rank's own, where that is all, or buffers for it. Other ranks have
+// none.
+class WholeState {
+ public:
+  static absl::StatusOr<WholeState> Create(const Communicator& comm, const Model& model,
+                                           const std::vector<TensorView>& mine) {
+    WholeState state(model.config());
+    if (comm.rank() > 0) return state;
+    if (mine[0].num_elements() == state.layout_.num_elements() &&
+        model.layout().num_elements() == state.layout_.num_elements()) {
+      state.views_ = mine;
+      return state;
+    }
+    for (const TensorView& view : mine) {
+      EK_ASSIGN_OR_RETURN(Tensor tensor, Tensor::Create(view.dtype, {state.layout_.num_elements()},
+                                                        MemoryPurpose::kWeights, *state.tracker_));
+      state.tensors_.push_back(std::move(tensor));
+      state.views_.push_back(state.tensors_.back().view());
+    }
+    return state;
   }
-  for (auto& tensor : NamedTensors(model.layout(), state.exp_avg_sq.view(), type)) {
-    tensor.name = "exp_avg_sq." + tensor.name;
-    tensors.push_back(std::move(tensor));
+
+  const ParameterLayout& layout() const { return layout_; }
+  const std::vector<TensorView>& views() const { return views_; }
+
+ private:
+  explicit WholeState(const ModelConfig& config)
+      : tracker_(std::make_unique<MemoryTracker>()), layout_(config) {}
+
+  std::unique_ptr<MemoryTracker> tracker_;  // the host's memory is not counted with the rank's
+  ParameterLayout layout_;
+  std::vector<Tensor> tensors_;
+  std::vector<TensorView> views_;
+};
+
+constexpr size_t kWeights = 0, kExpAvg = 1, kExpAvgSq = 2;
+
+std::vector<SafetensorsTensor> OptimizerTensors(const WholeState& state, StoredType type) {
+  std::vector<SafetensorsTensor> tensors;
+  for (const auto& [prefix, view] : {std::pair("exp_avg.", state.views()[kExpAvg]),
+                                     std::pair("exp_avg_sq.", state.views()[kExpAvgSq])}) {
+    for (auto& tensor : NamedTensors(state.layout(), view, type)) {
+      tensor.name = prefix + tensor.name;
+      tensors.push_back(std::move(tensor));
+    }
   }
   return tensors;
 }
@@ -90,15 +130,14 @@ absl::StatusOr<TrainingProgress> ParseState(const OpenedCheckpoint& checkpoint,
   return progress;
 }
 
-absl::Status ReadOptimizer(const std::string& path, const ParameterLayout& layout,
-                           HostState& state) {
+absl::Status ReadOptimizer(const std::string& path, const WholeState& state) {
   EK_ASSIGN_OR_RETURN(const SafetensorsReader reader, SafetensorsReader::Open(path));
-  for (const ParameterSpec& spec : layout.specs()) {
-    const auto view = [&](HostMirror& flat) {
-      return flat.view().Rows(spec.offset, spec.offset + spec.size()).Reshape(spec.shape);
+  for (const ParameterSpec& spec : state.layout().specs()) {
+    const auto view = [&](size_t i) {
+      return state.views()[i].Rows(spec.offset, spec.offset + spec.size()).Reshape(spec.shape);
     };
-    EK_RETURN_IF_ERROR(reader.ReadTensor("exp_avg." + spec.name, view(state.exp_avg)));
-    EK_RETURN_IF_ERROR(reader.ReadTensor("exp_avg_sq." + spec.name, view(state.exp_avg_sq)));
+    EK_RETURN_IF_ERROR(reader.ReadTensor("exp_avg." + spec.name, view(kExpAvg)));
+    EK_RETURN_IF_ERROR(reader.ReadTensor("exp_avg_sq." + spec.name, view(kExpAvgSq)));
   }
   return absl::OkStatus();
 }
@@ -106,60 +145,82 @@ absl::Status ReadOptimizer(const std::string& path, const ParameterLayout& layou
 // Rank 0's part. A run without checkpoints leaves progress->step at 0.
 absl::Status LoadNewest(const CheckpointStore& store, bool fallback,
                         const TrainingProgress& expected, TrainingProgress* progress,
-                        const Model& model, HostState& state) {
+                        const ModelConfig& model, const WholeState& state) {
   EK_ASSIGN_OR_RETURN(const std::vector<int64_t> steps, store.Steps());
   if (steps.empty()) return absl::OkStatus();
   EK_ASSIGN_OR_RETURN(const OpenedCheckpoint checkpoint, store.LoadLatest(fallback));
   EK_ASSIGN_OR_RETURN(const ModelConfig stored, ReadHuggingFaceConfig(checkpoint.folder));
   const std::string stored_config = ToHuggingFaceConfig(stored, "").dump();
-  const std::string config = ToHuggingFaceConfig(model.config(), "").dump();
+  const std::string config = ToHuggingFaceConfig(model, "").dump();
   if (stored_config != config) return Mismatch(checkpoint.folder, "model", stored_config, config);
   EK_ASSIGN_OR_RETURN(*progress, ParseState(checkpoint, expected));
   EK_RETURN_IF_ERROR(
-      ReadWeights(checkpoint.folder, model.config(), model.layout(), state.weights.view()));
-  return ReadOptimizer(checkpoint.folder + "/optimizer.safetensors", model.layout(), state);
+      ReadWeights(checkpoint.folder, model, state.layout(), state.views()[kWeights]));
+  return ReadOptimizer(checkpoint.folder + "/optimizer.safetensors", state);
 }
 
-}  // namespace
-
-absl::Status SaveTraining(const OpContext& context, CheckpointStore& store,
-                          const TrainingProgress& progress, int keep_last, Model& model,
-                          Optimizer& optimizer) {
-  EK_ASSIGN_OR_RETURN(HostState host, HostState::Create(context, model, optimizer));
-  EK_RETURN_IF_ERROR(host.Download(context));
-  const Json state = {{"step", progress.step},
-                      {"samples", progress.samples},
-                      {"tokens", progress.tokens},
-                      {"seed", progress.seed},
-                      {"sequence_length", progress.sequence_length},
-                      {"data_fingerprint", progress.data_fingerprint}};
-  const StoredType type = StoredTypeOf(model.weights().dtype());
+absl::Status WriteCheckpoint(CheckpointStore& store, const TrainingProgress& progress,
+                             int keep_last, const ModelConfig& model, const WholeState& state) {
+  const Json json = {{"step", progress.step},
+                     {"samples", progress.samples},
+                     {"tokens", progress.tokens},
+                     {"seed", progress.seed},
+                     {"sequence_length", progress.sequence_length},
+                     {"data_fingerprint", progress.data_fingerprint}};
+  const StoredType type = StoredTypeOf(state.views()[kWeights].dtype);
   CheckpointSave save;
   save.step = progress.step;
-  save.state_json = state.dump();
+  save.state_json = json.dump();
   save.keep_last = keep_last;
-  save.estimated_bytes = 3 * model.weights().num_bytes() + (int64_t{1} << 16);
+  save.estimated_bytes = 3 * state.layout().num_elements() * SizeOf(state.views()[kWeights].dtype) +
+                         (int64_t{1} << 16);
   save.write = [&](CheckpointFiles& files) -> absl::Status {
     const char* dtype_name = type == StoredType::kF64 ? "float64" : "float32";
-    EK_RETURN_IF_ERROR(files.AddText(
-        "config.json", ToHuggingFaceConfig(model.config(), dtype_name).dump(2) + "\n"));
+    EK_RETURN_IF_ERROR(
+        files.AddText("config.json", ToHuggingFaceConfig(model, dtype_name).dump(2) + "\n"));
     EK_RETURN_IF_ERROR(files.AddSafetensors(
-        "model.safetensors", NamedTensors(model.layout(), host.weights.view(), type)));
-    return files.AddSafetensors("optimizer.safetensors", OptimizerTensors(model, host, type));
+        "model.safetensors", NamedTensors(state.layout(), state.views()[kWeights], type)));
+    return files.AddSafetensors("optimizer.safetensors", OptimizerTensors(state, type));
   };
   return store.Save(save);
 }
 
+}  // namespace
+
+absl::Status SaveTraining(const OpContext& context, Communicator& comm, const Placement& placement,
+                          CheckpointStore* store, const TrainingProgress& progress, int keep_last,
+                          Model& model, Optimizer& optimizer) {
+  absl::StatusOr<HostState> host = HostState::Create(context, model, optimizer);
+  std::vector<TensorView> mine;
+  absl::StatusOr<WholeState> whole = absl::UnknownError("");
+  absl::Status status = host.status();
+  if (status.ok()) {
+    status = host->Download(context);
+    mine = host->views();
+    whole = WholeState::Create(comm, model, mine);
+    status.Update(whole.status());
+  }
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "room for a checkpoint"));
+  EK_RETURN_IF_ERROR(GatherState(comm, placement, whole->layout(), mine, whole->views()));
+  if (store != nullptr) {
+    status = WriteCheckpoint(*store, progress, keep_last, model.config(), *whole);
+  }
+  return AgreeOnStatus(comm, status, "checkpoint");
+}
+
 absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& comm,
-                                     const CheckpointStore* store, bool fallback,
-                                     const TrainingProgress& expected, TrainingProgress* progress,
-                                     Model& model, Optimizer& optimizer) {
+                                     const Placement& placement, const CheckpointStore* store,
+                                     bool fallback, const TrainingProgress& expected,
+                                     TrainingProgress* progress, Model& model,
+                                     Optimizer& optimizer) {
   EK_ASSIGN_OR_RETURN(HostState host, HostState::Create(context, model, optimizer));
+  const std::vector<TensorView> mine = host.views();
+  absl::StatusOr<WholeState> whole = WholeState::Create(comm, model, mine);
   *progress = expected;
   progress->step = progress->samples = progress->tokens = 0;
-  absl::Status status;
-  if (store != nullptr) {
-    status = LoadNewest(*store, fallback, expected, progress, model, host);
+  absl::Status status = whole.status();
+  if (store != nullptr && status.ok()) {
+    status = LoadNewest(*store, fallback, expected, progress, model.config(), *whole);
   }
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "resume"));
   int64_t counters[3] = {progress->step, progress->samples, progress->tokens};
@@ -169,12 +230,31 @@ absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& com
   progress->samples = counters[1];
   progress->tokens = counters[2];
   if (progress->step == 0) return false;
-  EK_RETURN_IF_ERROR(comm.Broadcast(host.weights.view(), 0, "restored weights"));
-  EK_RETURN_IF_ERROR(comm.Broadcast(host.exp_avg.view(), 0, "restored first moments"));
-  EK_RETURN_IF_ERROR(comm.Broadcast(host.exp_avg_sq.view(), 0, "restored second moments"));
+  EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));
   EK_RETURN_IF_ERROR(host.Upload(context));
-  model.UpdateCopy(context);
+  model.PublishWeights(context);
   return true;
+}
+
+absl::Status InitializeWeights(const OpContext& context, Communicator& comm,
+                               const Placement& placement, uint64_t seed, const std::string& folder,
+                               Model& model) {
+  EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context, model.weights()));
+  const std::vector<TensorView> mine = {weights.view()};
+  if (folder.empty()) {
+    model.layout().Initialize(context.pool, seed, model.store().owned(), weights.view());
+  } else {
+    absl::StatusOr<WholeState> whole = WholeState::Create(comm, model, mine);
+    absl::Status status = whole.status();
+    if (status.ok() && comm.rank() == 0) {
+      status = ReadWeights(folder, model.config(), whole->layout(), whole->views()[kWeights]);
+    }
+    EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "initial weights"));
+    EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));
+  }
+  EK_RETURN_IF_ERROR(weights.Upload(context));
+  model.PublishWeights(context);
+  return absl::OkStatus();
 }
 
 }  // namespace evenkeel

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "models/model.h"
 #include "models/optimizer.h"
+#include "models/state_placement.h"
 #include "runtime/checkpoint/checkpoint_store.h"
 #include "runtime/comm/communicator.h"
 
@@ -28,18 +29,27 @@ struct TrainingProgress {
   std::string data_fingerprint;
 };
 
-// Saves a checkpoint of the current step. One rank calls it.
-absl::Status SaveTraining(const OpContext& context, CheckpointStore& store,
-                          const TrainingProgress& progress, int keep_last, Model& model,
-                          Optimizer& optimizer);
+// Saves a checkpoint of the current step: gathers the state on rank 0, which has the store and
+// writes. `placement` says what each rank of `comm` (of host tensors) holds. Every rank calls it;
+// fails alike on all.
+absl::Status SaveTraining(const OpContext& context, Communicator& comm, const Placement& placement,
+                          CheckpointStore* store, const TrainingProgress& progress, int keep_last,
+                          Model& model, Optimizer& optimizer);
 
-// Loads the newest good checkpoint on rank 0 and hands it to all ranks of `comm` (of host tensors),
-// which need no common file system. Every rank calls it. Returns whether there was one. Fails if
-// the checkpoint belongs to another model, seed, sequence length or data set than `expected` says,
-// naming both values.
+// Loads the newest good checkpoint on rank 0 and hands every rank of `comm` its part; they need no
+// common file system, and the checkpoint may have been saved under any other placement. Every rank
+// calls it. Returns whether there was one. Fails if the checkpoint belongs to another model, seed,
+// sequence length or data set than `expected` says, naming both values.
 absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& comm,
-                                     const CheckpointStore* store, bool fallback,
-                                     const TrainingProgress& expected, TrainingProgress* progress,
-                                     Model& model, Optimizer& optimizer);
+                                     const Placement& placement, const CheckpointStore* store,
+                                     bool fallback, const TrainingProgress& expected,
+                                     TrainingProgress* progress, Model& model,
+                                     Optimizer& optimizer);
+
+// Fills the weights with initial values, drawn from `seed` or read by rank 0 from `folder` (in the
+// layout of Hugging Face; empty: drawn). Every rank calls it.
+absl::Status InitializeWeights(const OpContext& context, Communicator& comm,
+                               const Placement& placement, uint64_t seed, const std::string& folder,
+                               Model& model);
 
 }  // namespace evenkeel

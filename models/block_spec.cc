@@ -7,13 +7,20 @@
 namespace evenkeel {
 
 BlockSpec MakeBlockSpec(const ModelConfig& config, int64_t layer) {
+  return MakeBlockSpec(config, WholeModel(config), layer);
+}
+
+BlockSpec MakeBlockSpec(const ModelConfig& config, const ModelPart& part, int64_t layer) {
   const LayerKind kind = config.kind(layer);
+  const Slice heads = QueryHeads(config.num_heads, part);
   BlockSpec spec;
   spec.hidden_size = config.hidden_size;
-  spec.num_heads = config.num_heads;
-  spec.num_kv_heads = kind == LayerKind::kSoftmax ? config.kv_heads() : config.num_heads;
+  spec.num_heads = heads.size();
+  spec.num_kv_heads =
+      kind == LayerKind::kSoftmax ? KeyValueHeads(config.kv_heads(), part).size() : heads.size();
   spec.head_size = config.head_size();
-  spec.intermediate_size = config.intermediate_size;
+  spec.norm_columns = config.num_heads * config.head_size();
+  spec.intermediate_size = SliceOf(config.intermediate_size, part.tp, part.tp_rank).size();
   spec.norm_eps = config.norm_eps;
   spec.block_size = config.block_size;
   const bool t1 = config.variant == TransNormerVariant::kT1;
@@ -30,6 +37,7 @@ BlockSpec MakeBlockSpec(const ModelConfig& config, int64_t layer) {
       spec.position = config.uses_lrpe(layer) ? PositionKind::kLrpe : PositionKind::kNone;
       spec.core = CoreKind::kLightning;
       spec.slopes = TransNormerSlopes(config.num_heads, layer, config.num_layers);
+      spec.slopes = {spec.slopes.begin() + heads.begin, spec.slopes.begin() + heads.end};
       spec.gated = true;
       spec.output_norm = true;
       spec.unit = GatedUnit::kSglu;
@@ -39,7 +47,7 @@ BlockSpec MakeBlockSpec(const ModelConfig& config, int64_t layer) {
       spec.activation = t1 ? Activation::kElu : Activation::kOneElu;
       spec.position = PositionKind::kUrpe;
       spec.core = CoreKind::kLightning;
-      spec.slopes.assign(static_cast<size_t>(config.num_heads), 0.0);
+      spec.slopes.assign(static_cast<size_t>(heads.size()), 0.0);
       spec.output_norm = true;
       break;
     case LayerKind::kDiagAttention:

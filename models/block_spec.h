@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "models/model_config.h"
+#include "models/model_part.h"
 #include "runtime/ops/activation.h"
 
 namespace evenkeel {
@@ -13,6 +14,7 @@ namespace evenkeel {
 enum class PositionKind { kNone, kRope, kLrpe, kUrpe };
 enum class CoreKind { kSoftmax, kLightning, kBlockSoftmax, kBlockRelu };
 
+// Heads and intermediate size are those of a tensor-parallel rank.
 struct BlockSpec {
   int64_t hidden_size = 0;        // C
   int64_t num_heads = 0;          // H
@@ -30,6 +32,7 @@ struct BlockSpec {
   std::vector<double> slopes;  // decay of each head (lightning)
   bool gated = false;          // u times the attention output; u is the last part of the projection
   bool output_norm = false;    // norm over all heads of the attention output
+  int64_t norm_columns = 0;    // of that norm, over all tensor-parallel ranks
   GatedUnit unit = GatedUnit::kSwiGlu;
   int64_t block_size = 0;
 
@@ -50,6 +53,9 @@ struct BlockSpec {
   bool has_lse() const { return core == CoreKind::kSoftmax || core == CoreKind::kBlockSoftmax; }
 };
 
+// Of layer `layer` of the model, on a rank that holds `part`.
+BlockSpec MakeBlockSpec(const ModelConfig& config, const ModelPart& part, int64_t layer);
+// On a rank that holds everything.
 BlockSpec MakeBlockSpec(const ModelConfig& config, int64_t layer);
 
 }  // namespace evenkeel

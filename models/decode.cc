@@ -6,10 +6,9 @@
 #include "attention/block_attention.h"
 #include "attention/lightning_attention.h"
 #include "attention/softmax_attention.h"
+#include "models/model_head.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/elementwise.h"
-#include "runtime/ops/matmul.h"
-#include "runtime/ops/norm.h"
 
 namespace evenkeel {
 namespace {
@@ -55,7 +54,7 @@ absl::StatusOr<DecodeCache> DecodeCache::Create(const OpContext& context, const 
   return cache;
 }
 
-void DecodeStep(const OpContext& context, const Model& model, absl::Span<const int32_t> tokens,
+void DecodeStep(const OpContext& context, Model& model, absl::Span<const int32_t> tokens,
                 DecodeCache& cache, TensorView logits) {
   const ModelConfig& config = model.config();
   const auto total = static_cast<int64_t>(tokens.size());
@@ -68,7 +67,6 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
     return;
   }
   const ArenaScope scope(context.arena);
-  const auto weights = model.weight_views();
   const int64_t begin = cache.length_, end = begin + total;
   const std::vector<int64_t> cu_seqlens = {0, total};
   std::vector<int64_t> positions(tokens.size());
@@ -80,16 +78,19 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
     return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
   };
   TensorView x = allocate({total, config.hidden_size}), y = allocate({total, config.hidden_size});
-  EmbedTokens(context, config, weights, tokens, x);
+  EmbedTokens(context, config, model.AcquireEmbedding(context), tokens, x);
   for (size_t i = 0; i < model.block_specs().size(); ++i) {
     const ArenaScope layer_scope(context.arena);
     const BlockSpec& spec = model.block_specs()[i];
     DecodeCache::LayerCache& layer = cache.layers_[i];
-    TensorView proj = allocate({total, spec.projection_width()});
-    TensorView out = allocate({total, spec.q_width()});
-    PreAttentionForward(context, spec, weights.blocks[i], layout, x, TensorView(), proj);
-    const CoreTensors core = MakeCoreInputs(context, spec, weights.blocks[i], layout, proj);
-    const TensorView heads = out.SplitHeads(spec.num_heads);
+    const auto weights = model.AcquireBlock(context, static_cast<int64_t>(i));
+    BlockActivations kept;
+    kept.x = x;
+    kept.proj = allocate({total, spec.projection_width()});
+    kept.core.out = allocate({total, spec.q_width()});
+    PreAttentionForward(context, spec, weights, layout, x, TensorView(), kept.proj);
+    const CoreTensors core = MakeCoreInputs(context, spec, weights, layout, kept.proj);
+    const TensorView heads = kept.core.out.SplitHeads(spec.num_heads);
     if (spec.core == CoreKind::kLightning) {
       LightningAttentionForward(context, layout.sequences, spec.slopes, core.q, core.k, core.v,
                                 layer.state.view(), heads, layer.state.view());
@@ -109,13 +110,10 @@ void DecodeStep(const OpContext& context, const Model& model, absl::Span<const i
                                    MemoryPurpose::kActivations));
       }
     }
-    PostAttentionForward(context, spec, weights.blocks[i], x, proj, out, TensorView(), TensorView(),
-                         TensorView(), y);
+    PostAttentionForward(context, spec, weights, layout, kept, y);
     std::swap(x, y);
   }
-  TensorView normed = allocate({1, config.hidden_size});
-  RmsNormForward(context, x.Rows(total - 1, total), weights.final_norm, config.norm_eps, normed);
-  LinearForward(context, normed, weights.head, logits);
+  HeadLogits(context, config, model.AcquireHead(context), x.Rows(total - 1, total), logits);
   cache.length_ = end;
 }
 

@@ -22,7 +22,7 @@ class DecodeCache {
   int64_t capacity() const { return capacity_; }
 
  private:
-  friend void DecodeStep(const OpContext&, const Model&, absl::Span<const int32_t>, DecodeCache&,
+  friend void DecodeStep(const OpContext&, Model&, absl::Span<const int32_t>, DecodeCache&,
                          TensorView);
 
   struct LayerCache {
@@ -36,10 +36,10 @@ class DecodeCache {
   int64_t capacity_ = 0;
 };
 
-// Feeds `tokens` (a whole prompt, or one token) that follow what the cache has seen, and fills
-// logits [1, V] for the token after the last. cache.length() + tokens.size() must not exceed the
-// capacity; there is at least one token.
-void DecodeStep(const OpContext& context, const Model& model, absl::Span<const int32_t> tokens,
+// For a whole model on one rank. Feeds `tokens` (a whole prompt, or one token) that follow what the
+// cache has seen, and fills logits [1, V] for the token after the last. cache.length() +
+// tokens.size() must not exceed the capacity; there is at least one token.
+void DecodeStep(const OpContext& context, Model& model, absl::Span<const int32_t> tokens,
                 DecodeCache& cache, TensorView logits);
 
 }  // namespace evenkeel

@@ -298,7 +298,7 @@ absl::StatusOr<Model> LoadModel(const OpContext& context, const std::string& fol
   EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context, model.weights()));
   EK_RETURN_IF_ERROR(ReadWeights(folder, config, model.layout(), weights.view()));
   EK_RETURN_IF_ERROR(weights.Upload(context));
-  model.UpdateCopy(context);
+  model.PublishWeights(context);
   EK_RETURN_IF_ERROR(WaitForOps(context));
   return model;
 }

@@ -1,63 +1,24 @@
 #include "models/model.h"
 
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "attention/block_attention.h"
+#include "models/model_head.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/ops/cross_entropy.h"
 #include "runtime/ops/elementwise.h"
-#include "runtime/ops/embedding.h"
 #include "runtime/ops/gpu.h"
-#include "runtime/ops/matmul.h"
-#include "runtime/ops/norm.h"
 #include "runtime/ops/step_trace.h"
 
 namespace evenkeel {
 namespace {
 
-double EmbeddingScale(const ModelConfig& config) {
-  return config.scale_embedding ? std::sqrt(static_cast<double>(config.hidden_size)) : 1.0;
-}
-
-TensorView Allocate(const OpContext& context, Shape shape, MemoryPurpose purpose) {
-  return context.arena.Allocate(context.dtype, shape, purpose);
-}
-
-// [T], of the dtype that cross-entropy writes.
-TensorView AllocateLosses(const OpContext& context, int64_t tokens) {
-  return context.arena.Allocate(context.cuda == nullptr ? DType::kF64 : DType::kF32, {tokens},
-                                MemoryPurpose::kWorkspace);
-}
-
-// Calls body(begin, end, normed [c, C], logits [c, V]) for each chunk of tokens, with the final
-// norm and the head applied to x [T, C].
-template <typename Body>
-void ForEachLogitsChunk(const OpContext& context, const ModelConfig& config,
-                        const ModelViews<ConstTensorView>& weights, ConstTensorView x,
-                        const Body& body) {
-  const ArenaScope scope(context.arena);
-  const int64_t rows = std::min(LogitsChunk(context.device(), config.vocab_size), x.dim(0));
-  TensorView normed_buffer =
-      Allocate(context, {rows, config.hidden_size}, MemoryPurpose::kWorkspace);
-  // cuBLASLt and vector loads want rows aligned, whatever the vocabulary.
-  const int64_t width =
-      context.cuda == nullptr ? config.vocab_size : (config.vocab_size + 7) / 8 * 8;
-  TensorView logits_buffer =
-      Allocate(context, {rows, width}, MemoryPurpose::kWorkspace).Columns(0, config.vocab_size);
-  for (int64_t begin = 0; begin < x.dim(0); begin += rows) {
-    const int64_t end = std::min(x.dim(0), begin + rows);
-    TensorView normed = normed_buffer.Rows(0, end - begin);
-    TensorView logits = logits_buffer.Rows(0, end - begin);
-    RmsNormForward(context, x.Rows(begin, end), weights.final_norm, config.norm_eps, normed);
-    LinearForward(context, normed, weights.head, logits);
-    body(begin, end, normed, logits);
-  }
+TensorView Allocate(const OpContext& context, Shape shape) {
+  return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
 }
 
 // A GPU's kernels read whole vectors of 8 numbers.
-absl::Status CheckSizesForGpu(const ModelConfig& config) {
+absl::Status CheckSizesForGpu(const ModelConfig& config, const ModelPart& part) {
   constexpr int64_t kStep = 8, kMaxHead = 256;
   const auto error = [](const char* key, int64_t value, const std::string& need) {
     return absl::InvalidArgumentError(
@@ -67,8 +28,12 @@ absl::Status CheckSizesForGpu(const ModelConfig& config) {
   if (config.hidden_size % kStep != 0) {
     return error("hidden_size", config.hidden_size, "a multiple of 8");
   }
-  if (config.intermediate_size % kStep != 0) {
-    return error("intermediate_size", config.intermediate_size, "a multiple of 8");
+  for (int rank = 0; rank < part.tp; ++rank) {
+    if (SliceOf(config.intermediate_size, part.tp, rank).size() % kStep == 0) continue;
+    return error("intermediate_size", config.intermediate_size,
+                 part.tp == 1
+                     ? "a multiple of 8"
+                     : absl::StrCat("a multiple of ", 8 * part.tp, " (8 times parallel.tp)"));
   }
   bool widens = false;  // LRPE doubles q and k
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
@@ -83,211 +48,229 @@ absl::Status CheckSizesForGpu(const ModelConfig& config) {
 
 }  // namespace
 
-int64_t LogitsChunk(Device device, int64_t vocab_size) {
-  // On the CPU 8 Mi logits, which stay in its caches; on a GPU 256 Mi, enough for whole waves of
-  // tiles.
-  if (device == Device::kCpu) {
-    return std::clamp<int64_t>((int64_t{1} << 23) / vocab_size, 16, 512);
-  }
-  return std::clamp<int64_t>((int64_t{1} << 28) / vocab_size / 256 * 256, 256, 16384);
-}
-
-void EmbedTokens(const OpContext& context, const ModelConfig& config,
-                 const ModelViews<ConstTensorView>& weights, Indices tokens, TensorView x) {
-  EmbeddingForward(context, weights.embedding, tokens, EmbeddingScale(config), x);
-  if (config.embedding_norm) RmsNormForward(context, x, ConstTensorView(), config.norm_eps, x);
-}
-
-TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
-                            absl::Span<const int64_t> cu_seqlens,
-                            absl::Span<const int64_t> positions, bool backward) {
-  TokenLayout layout;
-  layout.positions = Mirror(context, Positions(positions));
-  layout.sequences = cu_seqlens;
-  if (config.has_kind(LayerKind::kLightning) || config.has_kind(LayerKind::kNormAttention)) {
-    layout.sequences = PlanSequences(context, cu_seqlens, config.num_heads, config.head_size());
-  }
-  if (config.has_kind(LayerKind::kDiagAttention)) {
-    layout.block_list = TasksOfBlocks(cu_seqlens, config.block_size);
-    layout.block_tasks = PlanTasks(context, layout.block_list, config.head_size(), backward);
-  }
-  if (config.has_kind(LayerKind::kSoftmax)) {
-    layout.task_list = TasksOfDocuments(cu_seqlens);
-    layout.tasks = PlanTasks(context, layout.task_list, config.head_size(), backward);
-    const auto tokens = static_cast<int64_t>(positions.size());
-    const Shape shape{tokens, config.head_size() / 2};
-    const auto allocate = [&] {
-      return context.arena.Allocate(context.wide_dtype(), shape, MemoryPurpose::kActivations);
-    };
-    TensorView cos = allocate(), sin = allocate();
-    RopeTable(context, layout.positions, RopeInverseFrequencies(config.rope, config.head_size()),
-              RopeAttentionFactor(config.rope), cos, sin);
-    layout.rope_cos = cos;
-    layout.rope_sin = sin;
-  }
-  return layout;
-}
-
-Model::Model(const ModelConfig& config, ParameterLayout layout)
-    : config_(config), layout_(std::move(layout)) {
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    specs_.push_back(MakeBlockSpec(config, layer));
+Model::Model(const ModelConfig& config, const ModelSetup& setup, ParameterLayout layout)
+    : config_(config), setup_(setup), layout_(std::move(layout)) {
+  for (int64_t local = 0; local < layout_.num_layers(); ++local) {
+    specs_.push_back(MakeBlockSpec(config, layout_.part(), layout_.layer(local)));
   }
 }
 
 absl::StatusOr<Model> Model::Create(const OpContext& context, const ModelConfig& config,
-                                    bool with_gradients, MemoryTracker& tracker) {
+                                    const ModelSetup& wanted, MemoryTracker& tracker) {
   EK_RETURN_IF_ERROR(Validate(config));
-  if (context.cuda != nullptr) EK_RETURN_IF_ERROR(CheckSizesForGpu(config));
-  Model model(config, ParameterLayout(config));
-  const auto create = [&](DType dtype, MemoryPurpose purpose) {
-    return Tensor::Create(dtype, {model.layout_.num_elements()}, purpose, tracker,
-                          context.device());
-  };
-  EK_ASSIGN_OR_RETURN(model.weights_, create(context.wide_dtype(), MemoryPurpose::kWeights));
-  if (context.dtype != context.wide_dtype()) {
-    EK_ASSIGN_OR_RETURN(model.copy_, create(context.dtype, MemoryPurpose::kWeights));
-  }
-  if (with_gradients) {
-    EK_ASSIGN_OR_RETURN(model.gradients_, create(context.wide_dtype(), MemoryPurpose::kGradients));
-  }
+  ModelSetup setup = wanted;
+  if (setup.part.chunks.empty()) setup.part.chunks.push_back({0, config.num_layers});
+  if (context.cuda != nullptr) EK_RETURN_IF_ERROR(CheckSizesForGpu(config, setup.part));
+  Model model(config, setup, ParameterLayout(config, setup.part));
+  ParameterStoreOptions options;
+  options.stage = setup.sharding;
+  options.data = setup.axes.data;
+  options.with_gradients = setup.with_gradients;
+  options.bucket_elements = setup.bucket_elements;
+  EK_ASSIGN_OR_RETURN(
+      model.store_, ParameterStore::Create(context, model.layout_.unit_begin(), options, tracker));
+  model.gradient_sum_ = GradientSum(model.layout_, model.store_, setup.axes, config.tie_embeddings);
   return model;
 }
 
-void Model::UpdateCopy(const OpContext& context) {
-  if (!copy_.empty()) Copy(context, weights_.view(), copy_.view());
+absl::StatusOr<Model> Model::Create(const OpContext& context, const ModelConfig& config,
+                                    bool with_gradients, MemoryTracker& tracker) {
+  ModelSetup setup;
+  setup.with_gradients = with_gradients;
+  return Create(context, config, setup, tracker);
 }
 
-ModelViews<ConstTensorView> Model::weight_views() const {
-  const ConstTensorView exact = weights_.view();
-  return layout_.Views(copy_.empty() ? exact : copy_.view(), exact);
+LayerRange Model::LocalLayers(int chunk) const {
+  LayerRange range;
+  for (int c = 0; c <= chunk; ++c) {
+    const LayerRange& layers = layout_.part().chunks[static_cast<size_t>(c)];
+    range.begin = range.end;
+    range.end += layers.end - layers.begin;
+  }
+  return range;
+}
+
+void Model::PrefetchLayer(const OpContext& context, int64_t local_layer) {
+  store_.PrefetchWeights(context, ParameterLayout::UnitOfLayer(local_layer));
+}
+
+ConstTensorView Model::AcquireEmbedding(const OpContext& context) {
+  return layout_.Embedding(store_.AcquireWeights(context, ParameterLayout::kEmbeddingUnit));
+}
+
+BlockViews<ConstTensorView> Model::AcquireBlock(const OpContext& context, int64_t local_layer) {
+  return layout_.Block(local_layer,
+                       store_.AcquireWeights(context, ParameterLayout::UnitOfLayer(local_layer)),
+                       store_.exact());
+}
+
+HeadViews<ConstTensorView> Model::AcquireHead(const OpContext& context) {
+  const ConstTensorView head = store_.AcquireWeights(context, layout_.head_unit());
+  const ConstTensorView embedding =
+      config_.tie_embeddings ? store_.AcquireWeights(context, ParameterLayout::kEmbeddingUnit)
+                             : ConstTensorView();
+  return layout_.Head(head, embedding);
+}
+
+void Model::ReleaseHead() {
+  store_.ReleaseWeights(layout_.head_unit());
+  if (config_.tie_embeddings) store_.ReleaseWeights(ParameterLayout::kEmbeddingUnit);
+}
+
+void Model::BeginPass(const OpContext& context, int chunk, const PackedBatch& batch, bool backward,
+                      StagePass& pass) {
+  pass.batch = &batch;
+  const TokenAxes axes{setup_.axes.tp, setup_.axes.cp, setup_.context};
+  pass.layout = MakeTokenLayout(context, config_, batch, axes, backward, &pass.shard);
+  const Shape stream{pass.layout.shards.num_mine(), config_.hidden_size};
+  if (begins(chunk) && config_.embedding_norm && backward) {
+    pass.embedded = Allocate(context, stream);
+  }
+  // Below everything the layers stack up, which is given back layer by layer.
+  if (backward) pass.dx = Allocate(context, stream);
+  pass.x = Allocate(context, stream);
+  if (!begins(chunk)) return;
+  const ConstTensorView table = AcquireEmbedding(context);
+  PrefetchLayer(context, 0);
+  if (!pass.is_empty()) EmbedForward(context, config_, layout_.part(), table, pass);
+  store_.ReleaseWeights(ParameterLayout::kEmbeddingUnit);
+}
+
+void Model::Forward(const OpContext& context, int chunk, Recompute recompute, StagePass& pass) {
+  const LayerRange layers = LocalLayers(chunk);
+  pass.saved.resize(static_cast<size_t>(layers.end - layers.begin));
+  pass.marks.resize(pass.saved.size());
+  TensorView x = pass.x;
+  for (int64_t local = layers.begin; local < layers.end; ++local) {
+    const TraceScope trace(context, "layer", static_cast<size_t>(layout_.layer(local)), "forward");
+    const auto i = static_cast<size_t>(local - layers.begin);
+    const auto weights = AcquireBlock(context, local);
+    if (local + 1 < layers.end) PrefetchLayer(context, local + 1);
+    pass.marks[i] = context.arena.mark();
+    const TensorView y = Allocate(context, x.shape);
+    pass.saved[i].x = x;
+    if (!pass.is_empty()) {
+      BlockForward(context, specs_[static_cast<size_t>(local)], weights, pass.layout, recompute,
+                   pass.saved[i], y);
+    }
+    store_.ReleaseWeights(ParameterLayout::UnitOfLayer(local));
+    x = y;
+  }
+  pass.y = x;
+}
+
+void Model::LossBackward(const OpContext& context, double loss_scale, TensorView loss_sum,
+                         StagePass& pass) {
+  const TraceScope trace(context, "head and loss");
+  const bool is_tied = config_.tie_embeddings;
+  const auto weights = AcquireHead(context);
+  const TensorView head = store_.AcquireGradients(context, layout_.head_unit());
+  const TensorView embedding =
+      is_tied ? store_.AcquireGradients(context, ParameterLayout::kEmbeddingUnit) : TensorView();
+  if (!pass.is_empty()) {
+    HeadForwardBackward(context, config_, layout_.part(), weights, layout_.Head(head, embedding),
+                        loss_scale, loss_sum, pass);
+  }
+  // With a tied embedding these are not final yet.
+  if (is_tied) store_.ReleaseGradients(ParameterLayout::kEmbeddingUnit, /*is_final=*/false);
+  ReleaseHead();
+}
+
+void Model::Backward(const OpContext& context, int chunk, double loss_scale, bool is_last,
+                     TensorView loss_sum, StagePass& pass) {
+  if (ends(chunk)) LossBackward(context, loss_scale, loss_sum, pass);
+  if (chunk + 1 == num_chunks()) store_.ReleaseGradients(layout_.head_unit(), is_last);
+  const LayerRange layers = LocalLayers(chunk);
+  for (int64_t local = layers.end; local-- > layers.begin;) {
+    const TraceScope trace(context, "layer", static_cast<size_t>(layout_.layer(local)), "backward");
+    const auto i = static_cast<size_t>(local - layers.begin);
+    const int unit = ParameterLayout::UnitOfLayer(local);
+    const auto weights = AcquireBlock(context, local);
+    if (local > layers.begin) PrefetchLayer(context, local - 1);
+    const auto gradients =
+        layout_.Block(local, store_.AcquireGradients(context, unit), store_.exact_gradients());
+    if (!pass.is_empty()) {
+      BlockBackward(context, specs_[static_cast<size_t>(local)], weights, gradients, pass.layout,
+                    pass.saved[i], pass.dx);
+    }
+    context.arena.Release(pass.marks[i]);
+    store_.ReleaseWeights(unit);
+    store_.ReleaseGradients(unit, is_last);
+  }
+  if (chunk > 0) return;
+  const int embedding = ParameterLayout::kEmbeddingUnit;
+  if (begins(chunk)) {
+    const TensorView unit = store_.AcquireGradients(context, embedding);
+    if (!pass.is_empty()) {
+      EmbedBackward(context, config_, layout_.Embedding(unit), pass);
+    }
+  }
+  store_.ReleaseGradients(embedding, is_last);
+  store_.ReleaseGradients(ParameterLayout::kExactUnit, is_last);
 }
 
 void Model::ForwardBackward(const OpContext& context, const PackedBatch& batch, double loss_scale,
-                            Recompute recompute, const GradientSink& sink, TensorView loss_sum) {
+                            Recompute recompute, bool is_last, TensorView loss_sum) {
   const ArenaScope scope(context.arena);
-  const auto weights = weight_views();
-  const auto gradients = layout_.Views(gradients_.view());
-  const auto tokens = static_cast<int64_t>(batch.tokens.size());
-  const int64_t head_begin = layout_.layer_end(config_.num_layers - 1);
-  std::vector<BlockActivations> saved(specs_.size());
-  std::vector<Arena::Mark> marks(specs_.size());  // where each layer's activations begin
-  TokenLayout layout;
-  TensorView x, dx, embedded;
-  if (tokens > 0) {
-    const Shape stream{tokens, config_.hidden_size};
-    const Indices ids = Mirror(context, Indices(batch.tokens));
-    layout = MakeTokenLayout(context, config_, batch.cu_seqlens, batch.positions, true);
-    if (config_.embedding_norm) {
-      embedded = Allocate(context, stream, MemoryPurpose::kActivations);
-      EmbeddingForward(context, weights.embedding, ids, EmbeddingScale(config_), embedded);
-    }
-    // Below everything the layers stack up, which is given back layer by layer.
-    dx = Allocate(context, stream, MemoryPurpose::kActivations);
-    x = Allocate(context, stream, MemoryPurpose::kActivations);
-    EmbedTokens(context, config_, weights, ids, x);
-    for (size_t layer = 0; layer < specs_.size(); ++layer) {
-      const TraceScope trace(context, "layer", layer, "forward");
-      marks[layer] = context.arena.mark();
-      TensorView y = Allocate(context, stream, MemoryPurpose::kActivations);
-      saved[layer].x = x;
-      BlockForward(context, specs_[layer], weights.blocks[layer], layout, recompute, saved[layer],
-                   y);
-      x = y;
-    }
-
-    const TraceScope trace(context, "head and loss");
-    const ArenaScope head_scope(context.arena);
-    const Indices targets = Mirror(context, Indices(batch.targets));
-    TensorView losses = AllocateLosses(context, tokens);
-    TensorView dnormed = Allocate(
-        context,
-        {std::min(LogitsChunk(context.device(), config_.vocab_size), tokens), config_.hidden_size},
-        MemoryPurpose::kWorkspace);
-    ForEachLogitsChunk(context, config_, weights, x,
-                       [&](int64_t begin, int64_t end, ConstTensorView normed, TensorView logits) {
-                         CrossEntropyForwardBackward(context, targets.Slice(begin, end), loss_scale,
-                                                     logits, losses.Rows(begin, end));
-                         LinearBackwardWeight(context, logits, normed, gradients.head);
-                         TensorView dn = dnormed.Rows(0, end - begin);
-                         LinearBackwardInput(context, logits, weights.head, dn);
-                         RmsNormBackward(context, x.Rows(begin, end), weights.final_norm,
-                                         config_.norm_eps, dn, dx.Rows(begin, end),
-                                         /*accumulate=*/false, gradients.final_norm);
-                       });
-    AddSum(context, losses, loss_sum);
-  }
-  sink(head_begin, layout_.num_elements());
-  for (size_t layer = specs_.size(); layer-- > 0;) {
-    if (tokens > 0) {
-      const TraceScope trace(context, "layer", layer, "backward");
-      BlockBackward(context, specs_[layer], weights.blocks[layer], gradients.blocks[layer], layout,
-                    saved[layer], dx);
-      context.arena.Release(marks[layer]);
-    }
-    sink(layout_.layer_begin(static_cast<int64_t>(layer)),
-         layout_.layer_end(static_cast<int64_t>(layer)));
-  }
-  if (tokens > 0) {
-    if (config_.embedding_norm) {
-      RmsNormBackward(context, embedded, ConstTensorView(), config_.norm_eps, dx, dx,
-                      /*accumulate=*/false, TensorView());
-    }
-    EmbeddingBackward(context, batch.tokens, EmbeddingScale(config_), dx, gradients.embedding);
-  }
-  sink(0, layout_.layer_begin(0));
+  StagePass pass;
+  BeginPass(context, 0, batch, /*backward=*/true, pass);
+  Forward(context, 0, recompute, pass);
+  Backward(context, 0, loss_scale, is_last, loss_sum, pass);
 }
 
-namespace {
+void Model::FinishGradients(const OpContext& context, TensorView sum_of_squares) {
+  store_.FinishGradients(context);
+  gradient_sum_.Finish(context, gradients().view(), sum_of_squares);
+}
 
-// Runs all blocks without keeping anything, in two buffers. Returns the last block's output [T, C],
-// in the context's arena.
-TensorView ForwardOnly(const OpContext& context, const Model& model,
-                       const ModelViews<ConstTensorView>& weights, const PackedBatch& batch) {
-  const ModelConfig& config = model.config();
-  const Shape stream{static_cast<int64_t>(batch.tokens.size()), config.hidden_size};
-  TensorView x = Allocate(context, stream, MemoryPurpose::kActivations);
-  TensorView y = Allocate(context, stream, MemoryPurpose::kActivations);
-  const TokenLayout layout =
-      MakeTokenLayout(context, config, batch.cu_seqlens, batch.positions, /*backward=*/false);
-  EmbedTokens(context, config, weights, batch.tokens, x);
-  for (size_t layer = 0; layer < model.block_specs().size(); ++layer) {
+void Model::ForwardOnly(const OpContext& context, int chunk, StagePass& pass) {
+  const LayerRange layers = LocalLayers(chunk);
+  TensorView x = pass.x, y = Allocate(context, x.shape);
+  for (int64_t local = layers.begin; local < layers.end; ++local) {
+    const auto weights = AcquireBlock(context, local);
+    if (local + 1 < layers.end) PrefetchLayer(context, local + 1);
     BlockActivations saved;
     saved.x = x;
-    BlockForward(context, model.block_specs()[layer], weights.blocks[layer], layout,
-                 Recompute::kLayer, saved, y);
+    if (!pass.is_empty()) {
+      BlockForward(context, specs_[static_cast<size_t>(local)], weights, pass.layout,
+                   Recompute::kLayer, saved, y);
+    }
+    store_.ReleaseWeights(ParameterLayout::UnitOfLayer(local));
     std::swap(x, y);
   }
-  return x;
+  pass.y = x;
 }
 
-}  // namespace
-
-absl::Status Model::TokenLosses(const OpContext& context, const PackedBatch& batch,
-                                absl::Span<double> losses) const {
-  if (batch.tokens.empty()) return absl::OkStatus();
+absl::Status Model::ReadLosses(const OpContext& context, const StagePass& pass,
+                               absl::Span<double> losses) {
+  const auto weights = AcquireHead(context);
   const ArenaScope scope(context.arena);
-  const auto weights = weight_views();
-  const TensorView x = ForwardOnly(context, *this, weights, batch);
-  const TensorView values = AllocateLosses(context, x.dim(0));
-  const Indices targets = Mirror(context, Indices(batch.targets));
-  ForEachLogitsChunk(context, config_, weights, x,
-                     [&](int64_t begin, int64_t end, ConstTensorView, TensorView logits) {
-                       CrossEntropyForward(context, logits, targets.Slice(begin, end),
-                                           values.Rows(begin, end));
-                     });
+  const TensorView values = AllocateLosses(context, pass.layout.shards.num_tokens());
+  if (!pass.is_empty()) HeadForward(context, config_, layout_.part(), weights, pass, values);
+  ReleaseHead();
   return ReadDoubles(context, values, losses);
 }
 
-void Model::Logits(const OpContext& context, const PackedBatch& batch, TensorView logits) const {
-  if (batch.tokens.empty()) return;
+absl::Status Model::TokenLosses(const OpContext& context, const PackedBatch& batch,
+                                absl::Span<double> losses) {
+  if (batch.tokens.empty()) return absl::OkStatus();
   const ArenaScope scope(context.arena);
-  const auto weights = weight_views();
-  const TensorView x = ForwardOnly(context, *this, weights, batch);
-  ForEachLogitsChunk(context, config_, weights, x,
-                     [&](int64_t begin, int64_t end, ConstTensorView, TensorView chunk) {
-                       Copy(context, chunk, logits.Rows(begin, end));
-                     });
+  StagePass pass;
+  BeginPass(context, 0, batch, /*backward=*/false, pass);
+  ForwardOnly(context, 0, pass);
+  return ReadLosses(context, pass, losses);
+}
+
+void Model::Logits(const OpContext& context, const PackedBatch& batch, TensorView logits) {
+  if (batch.tokens.empty()) return;
+  EK_CHECK(layout_.part().tp == 1) << "logits of a slice of the vocabulary";
+  const ArenaScope scope(context.arena);
+  StagePass pass;
+  BeginPass(context, 0, batch, /*backward=*/false, pass);
+  ForwardOnly(context, 0, pass);
+  const auto weights = AcquireHead(context);
+  HeadLogits(context, config_, weights, pass.y, logits);
+  ReleaseHead();
 }
 
 }  // namespace evenkeel

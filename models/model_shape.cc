@@ -1,8 +1,9 @@
 #include "models/model_shape.h"
 
 #include "models/block_spec.h"
-#include "models/model.h"
+#include "models/model_head.h"
 #include "models/parameters.h"
+#include "models/token_layout.h"
 
 namespace evenkeel {
 

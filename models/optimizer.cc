@@ -1,7 +1,6 @@
 #include "models/optimizer.h"
 
 #include "runtime/base/status_macros.h"
-#include "runtime/ops/elementwise.h"
 #include "runtime/ops/step_trace.h"
 
 namespace evenkeel {
@@ -10,15 +9,18 @@ absl::StatusOr<Optimizer> Optimizer::Create(const OpContext& context, const Mode
                                             const AdamWConfig& config, MemoryTracker& tracker) {
   Optimizer optimizer;
   optimizer.config_ = config;
-  // Neighbours with the same rule are one range.
-  for (const ParameterSpec& spec : model.layout().specs()) {
-    const double weight_decay = spec.decays && spec.trainable ? config.weight_decay : 0;
-    if (optimizer.ranges_.empty() || optimizer.ranges_.back().weight_decay != weight_decay) {
-      optimizer.ranges_.push_back({spec.offset, weight_decay});
-    }
-  }
+  // What the rank owns, in order; neighbours with the same rule are one range.
+  ForEachOwned(model.layout(), model.store().owned(),
+               [&](const ParameterSpec& spec, int64_t begin, int64_t) {
+                 const double decay = spec.decays && spec.trainable ? config.weight_decay : 0;
+                 auto& ranges = optimizer.ranges_;
+                 if (ranges.empty()) begin = 0;
+                 if (ranges.empty() || ranges.back().weight_decay != decay) {
+                   ranges.push_back({begin, decay});
+                 }
+               });
   const auto create = [&] {
-    return Tensor::Create(context.wide_dtype(), {model.layout().num_elements()},
+    return Tensor::Create(context.wide_dtype(), {model.store().num_owned()},
                           MemoryPurpose::kOptimizer, tracker, context.device());
   };
   EK_ASSIGN_OR_RETURN(optimizer.exp_avg_, create());
@@ -27,12 +29,13 @@ absl::StatusOr<Optimizer> Optimizer::Create(const OpContext& context, const Mode
 }
 
 void Optimizer::Update(const OpContext& context, const AdamWStepParams& step, Model& model,
-                       TensorView sum_of_squares) {
+                       ConstTensorView sum_of_squares) {
   const TraceScope trace(context, "optimizer");
-  AddSquares(context, model.gradients().view(), sum_of_squares);
   ClippedAdamW(context, config_, step, ranges_, sum_of_squares,
                {model.gradients().view(), model.weights().view(), exp_avg_.view(),
-                exp_avg_sq_.view(), model.copy()});
+                exp_avg_sq_.view(), model.store().rounded()});
+  model.store().ClearGradients(context);
+  model.store().PublishWeights(context, /*is_rounded=*/true);
 }
 
 }  // namespace evenkeel

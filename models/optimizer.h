@@ -1,4 +1,4 @@
-// AdamW over the flat parameter buffer, with clipping by the global norm of the gradient.
+// AdamW over the parameters that a rank owns, with clipping by the global norm of the gradient.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@ class Optimizer {
   static absl::StatusOr<Optimizer> Create(const OpContext& context, const Model& model,
                                           const AdamWConfig& config, MemoryTracker& tracker);
 
-  // Adds to sum_of_squares [1] (float64) that of all gradients, and updates the weights (and what
-  // ops read of them) from the gradients, clipped; where the sum is not finite they stay as they
-  // are. Clears the gradients.
+  // Updates the weights (and what ops read of them) from the gradients, clipped by the norm whose
+  // square is in sum_of_squares [1] (float64; Model::FinishGradients); where that is not finite
+  // they stay as they are. Clears the gradients.
   void Update(const OpContext& context, const AdamWStepParams& step, Model& model,
-              TensorView sum_of_squares);
+              ConstTensorView sum_of_squares);
 
   Tensor& exp_avg() { return exp_avg_; }
   Tensor& exp_avg_sq() { return exp_avg_sq_; }

@@ -13,9 +13,9 @@ struct MicroBatch {
 };
 
 // Cuts the samples [step * global_batch, (step + 1) * global_batch) into micro-batches of
-// `micro_batch` samples (the last may be smaller) and deals them to the ranks in turn: micro-batch
-// j goes to rank j % dp. Any sizes: ranks may get different numbers of micro-batches, or none. What
-// is trained does not depend on dp, only who computes it.
+// `micro_batch` samples (the last may be smaller) and deals them to the replicas in turn:
+// micro-batch j goes to replica j % dp. All replicas get equally many; those that are left over are
+// empty, and come last. What is trained does not depend on dp, only who computes it.
 std::vector<MicroBatch> MicroBatchesOfRank(int64_t step, int64_t global_batch, int64_t micro_batch,
                                            int dp_rank, int dp);
 

@@ -5,19 +5,18 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "runtime/comm/communicator.h"
+#include "parallel/axis_comm.h"
 #include "runtime/tensor/tensor_view.h"
 
 namespace evenkeel {
 
 // One use a step: MarkFinal for every range during the backward pass of the last micro-batch, then
-// Finish. All ranks of `comm` mark the same ranges in the same order. With one rank nothing is
+// Finish. All ranks of the axis mark the same ranges in the same order. With one rank nothing is
 // done.
 class GradientReducer {
  public:
   // gradients [N], dense; reduced in place. Both must outlive the reducer.
-  GradientReducer(Communicator& comm, TensorView gradients, int64_t bucket_elements);
+  GradientReducer(AxisComm& axis, TensorView gradients, int64_t bucket_elements);
 
   // The gradients of [begin, end) are final on this rank; `end` is where the range before began (N
   // for the first). Starts the reduction of every bucket that is full, and moves on those under
@@ -25,21 +24,17 @@ class GradientReducer {
   void MarkFinal(int64_t begin, int64_t end);
 
   // Starts what is left, and waits until all gradients are summed over the ranks.
-  absl::Status Finish();
-
-  // Seconds that Finish() spent waiting: communication the backward pass did not hide.
-  double exposed_seconds() const { return exposed_seconds_; }
+  void Finish();
 
  private:
   void Start(int64_t begin);
 
-  Communicator& comm_;
+  AxisComm& axis_;
   TensorView gradients_;
   int64_t bucket_elements_;
   int64_t pending_end_;    // gradients from here on are being reduced
   int64_t pending_begin_;  // gradients from here to pending_end_ are final
   std::vector<Work> works_;
-  double exposed_seconds_ = 0;
 };
 
 }  // namespace evenkeel

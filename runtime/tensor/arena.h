@@ -50,6 +50,7 @@ class Arena {
   void Release(const Mark& mark);
 
   int64_t bytes_in_use() const { return offset_; }
+  int64_t capacity() const { return capacity_; }
   Device device() const { return gpu_ == nullptr ? Device::kCpu : Device::kCuda; }
 
  private:

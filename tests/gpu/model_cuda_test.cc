@@ -100,7 +100,7 @@ class ModelCudaTest : public testing::TestWithParam<NamedModel> {
                              TensorView(weights.data(), DType::kF32, model->weights().shape()),
                              model->weights().view())
                     .ok());
-    model->UpdateCopy(gpu_->context);
+    model->PublishWeights(gpu_->context);
     return model;
   }
 
@@ -109,8 +109,7 @@ class ModelCudaTest : public testing::TestWithParam<NamedModel> {
                                                    Recompute recompute) {
     const ArenaScope scope(gpu_->arena);
     const TensorView loss = gpu_->arena.AllocateZero(DType::kF64, {1}, MemoryPurpose::kWorkspace);
-    model.ForwardBackward(gpu_->context, batch, kScale, recompute, testing_support::IgnoreRanges,
-                          loss);
+    model.ForwardBackward(gpu_->context, batch, kScale, recompute, /*is_last=*/true, loss);
     std::pair<double, std::vector<double>> result;
     result.second.resize(static_cast<size_t>(model.layout().num_elements()));
     EXPECT_TRUE(ReadDoubles(gpu_->context, loss, absl::MakeSpan(&result.first, 1)).ok());
@@ -179,7 +178,8 @@ TEST_P(ModelCudaTest, LearnsAsTheCpuDoes) {
     const ArenaScope scope(gpu_->arena);
     const TensorView sums = gpu_->arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
     gpu_model_->ForwardBackward(gpu_->context, batch, 1 / valid, Recompute::kNone,
-                                testing_support::IgnoreRanges, sums.Rows(0, 1));
+                                /*is_last=*/true, sums.Rows(0, 1));
+    gpu_model_->FinishGradients(gpu_->context, sums.Rows(1, 2));
     gpu_optimizer->Update(gpu_->context, params, *gpu_model_, sums.Rows(1, 2));
     double values[2];
     const absl::Status status = ReadDoubles(gpu_->context, sums, absl::MakeSpan(values));
@@ -204,11 +204,12 @@ TEST_P(ModelCudaTest, NanInTheWeightsUpdatesNothing) {
   ASSERT_TRUE(weights.Download(gpu_->context).ok());
   weights.view().as<float>()[batch.tokens[3] * GetParam().config.hidden_size] = NAN;
   ASSERT_TRUE(weights.Upload(gpu_->context).ok());
-  gpu_model_->UpdateCopy(gpu_->context);
+  gpu_model_->PublishWeights(gpu_->context);
   const ArenaScope scope(gpu_->arena);
   const TensorView sums = gpu_->arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
   gpu_model_->ForwardBackward(gpu_->context, batch, 1, Recompute::kNone,
-                              testing_support::IgnoreRanges, sums.Rows(0, 1));
+                              /*is_last=*/true, sums.Rows(0, 1));
+  gpu_model_->FinishGradients(gpu_->context, sums.Rows(1, 2));
   optimizer->Update(gpu_->context, AdamWStepParams{1e-2, 1, 1.0}, *gpu_model_, sums.Rows(1, 2));
   double values[2];
   ASSERT_TRUE(ReadDoubles(gpu_->context, sums, absl::MakeSpan(values)).ok());

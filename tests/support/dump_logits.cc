@@ -37,7 +37,7 @@ absl::Status Dump(const std::string& folder, const std::string& tokens, const st
   EK_ASSIGN_OR_RETURN(Arena arena, Arena::Create(int64_t{1} << 36, tracker));
   const OpContext context{pool, arena, dtype};
   EK_ASSIGN_OR_RETURN(const PackedBatch batch, ReadTokens(tokens));
-  EK_ASSIGN_OR_RETURN(const Model model, LoadModel(context, folder, tracker));
+  EK_ASSIGN_OR_RETURN(Model model, LoadModel(context, folder, tracker));
   EK_RETURN_IF_ERROR(batch.Validate(model.config().vocab_size));
   EK_ASSIGN_OR_RETURN(Tensor logits,
                       Tensor::Create(dtype, {batch.num_tokens(), model.config().vocab_size},

@@ -120,14 +120,11 @@ inline std::unique_ptr<Model> MakeModel(TestRuntime& runtime, const ModelConfig&
   return model;
 }
 
-inline void IgnoreRanges(int64_t, int64_t) {}
-
 // Model::ForwardBackward on the CPU; returns the sum of the losses.
 inline double ForwardBackward(TestRuntime& runtime, Model& model, const PackedBatch& batch,
-                              double scale, Recompute recompute = Recompute::kNone,
-                              const GradientSink& sink = IgnoreRanges) {
+                              double scale, Recompute recompute = Recompute::kNone) {
   double loss_sum = 0;
-  model.ForwardBackward(runtime.context, batch, scale, recompute, sink,
+  model.ForwardBackward(runtime.context, batch, scale, recompute, /*is_last=*/true,
                         TensorView(&loss_sum, DType::kF64, {1}));
   return loss_sum;
 }
@@ -136,7 +133,9 @@ inline double ForwardBackward(TestRuntime& runtime, Model& model, const PackedBa
 inline double Update(TestRuntime& runtime, Optimizer& optimizer, const AdamWStepParams& step,
                      Model& model) {
   double squares = 0;
-  optimizer.Update(runtime.context, step, model, TensorView(&squares, DType::kF64, {1}));
+  const TensorView sum(&squares, DType::kF64, {1});
+  model.FinishGradients(runtime.context, sum);
+  optimizer.Update(runtime.context, step, model, sum);
   return std::sqrt(squares);
 }
 

@@ -35,8 +35,13 @@ class EvaluationOverRanks : public testing::Test {
     ModelConfig config = TinyConfig({LayerKind::kLightning, LayerKind::kSoftmax});
     config.num_layers = 2;
     model_ = MakeModel(runtime_, config);
+    run_ = std::make_unique<PipelineRun>(runtime_.context, *model_, no_links_, MeshShape(), 0,
+                                         runtime_.tracker);
   }
   ~EvaluationOverRanks() override { std::filesystem::remove_all(folder_); }
+
+  // Every rank a replica.
+  EvaluationShare Share() const { return {comm_.size(), comm_.rank(), true}; }
 
   // Every rank writes the same documents to a folder of its own.
   IndexedDataset MakeDataset(const std::vector<int64_t>& lengths) {
@@ -61,6 +66,8 @@ class EvaluationOverRanks : public testing::Test {
   std::string folder_;
   TestRuntime runtime_;
   std::unique_ptr<Model> model_;
+  const PipelineLinks no_links_;
+  std::unique_ptr<PipelineRun> run_;
   std::vector<std::vector<int32_t>> documents_;
 };
 
@@ -82,10 +89,9 @@ TEST_F(EvaluationOverRanks, IsThatOfOneRankToTheLastBit) {
   const auto self = MakeSelfCommunicator();
   for (const int64_t sequence_length : {1, 50, 64, 200}) {
     for (const int64_t max_samples : {0, 1, 2, 5}) {
-      const auto together =
-          Evaluate(runtime_.context, *model_, dataset, sequence_length, max_samples, comm_);
+      const auto together = Evaluate(*run_, dataset, sequence_length, max_samples, Share(), comm_);
       const auto alone =
-          Evaluate(runtime_.context, *model_, dataset, sequence_length, max_samples, *self);
+          Evaluate(*run_, dataset, sequence_length, max_samples, {1, 0, true}, *self);
       ASSERT_TRUE(together.ok()) << together.status();
       ASSERT_TRUE(alone.ok()) << alone.status();
       ExpectSame(*together, *alone);
@@ -96,8 +102,7 @@ TEST_F(EvaluationOverRanks, IsThatOfOneRankToTheLastBit) {
 TEST_F(EvaluationOverRanks, ScoresEveryTokenOfEveryDocument) {
   const IndexedDataset dataset = MakeDataset({150, 1, 2, 77, 300});
   const int64_t sequence_length = 128;
-  const auto result =
-      Evaluate(runtime_.context, *model_, dataset, sequence_length, /*max_samples=*/0, comm_);
+  const auto result = Evaluate(*run_, dataset, sequence_length, /*max_samples=*/0, Share(), comm_);
   ASSERT_TRUE(result.ok()) << result.status();
   // [0, 64) and [64, 128).
   ASSERT_EQ(result->buckets.size(), 2u);
@@ -139,7 +144,7 @@ TEST_F(EvaluationOverRanks, SpreadsItsSamplesOverTheDataSet) {
     int64_t max_samples, tokens;
   } cases[] = {{1, 1}, {2, 1 + 5}, {3, 1 + 3 + 6}, {4, 1 + 3 + 5 + 7}, {8, 36}, {100, 36}};
   for (const auto& c : cases) {
-    const auto result = Evaluate(runtime_.context, *model_, dataset, 16, c.max_samples, comm_);
+    const auto result = Evaluate(*run_, dataset, 16, c.max_samples, Share(), comm_);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_EQ(result->tokens, c.tokens) << c.max_samples;
   }
@@ -147,7 +152,7 @@ TEST_F(EvaluationOverRanks, SpreadsItsSamplesOverTheDataSet) {
 
 TEST_F(EvaluationOverRanks, WithoutTargetsIsNoNumberOutOfNothing) {
   const IndexedDataset dataset = MakeDataset({1, 1});
-  const auto result = Evaluate(runtime_.context, *model_, dataset, 16, 0, comm_);
+  const auto result = Evaluate(*run_, dataset, 16, 0, Share(), comm_);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->tokens, 0);
   EXPECT_EQ(result->loss(), 0);

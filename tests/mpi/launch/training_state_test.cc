@@ -21,7 +21,11 @@ class ResumeOverRanks : public testing::Test {
     }
   }
 
-  const CheckpointStore* store() const { return store_.has_value() ? &*store_ : nullptr; }
+  CheckpointStore* store() { return store_.has_value() ? &*store_ : nullptr; }
+  absl::Status SaveOverRanks(SmallRun& run) {
+    return SaveTraining(run.runtime.context, comm_, Replicated(run.model->config()), store(),
+                        run.progress, 1, *run.model, run.optimizer);
+  }
 
   MpiRuntime mpi_;
   Communicator& comm_;
@@ -32,15 +36,12 @@ class ResumeOverRanks : public testing::Test {
 TEST_F(ResumeOverRanks, GivesEveryRankTheSameBits) {
   SmallRun saved(1);
   saved.Train(3);
-  if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model,
-                             saved.optimizer)
-                    .ok());
-  }
+  ASSERT_TRUE(SaveOverRanks(saved).ok());
   SmallRun run(static_cast<uint64_t>(10 + comm_.rank()));
   const TrainingProgress expected = run.progress;
-  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, expected,
-                                     &run.progress, *run.model, run.optimizer);
+  const auto found =
+      RestoreTraining(run.runtime.context, comm_, Replicated(run.model->config()), store(), true,
+                      expected, &run.progress, *run.model, run.optimizer);
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_TRUE(*found);
   EXPECT_EQ(run.Bytes(), saved.Bytes());
@@ -52,8 +53,9 @@ TEST_F(ResumeOverRanks, GivesEveryRankTheSameBits) {
 
 TEST_F(ResumeOverRanks, WithoutACheckpointEveryRankStartsAnew) {
   SmallRun run(1);
-  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, run.progress,
-                                     &run.progress, *run.model, run.optimizer);
+  const auto found =
+      RestoreTraining(run.runtime.context, comm_, Replicated(run.model->config()), store(), true,
+                      run.progress, &run.progress, *run.model, run.optimizer);
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_FALSE(*found);
   EXPECT_EQ(run.progress.step, 0);
@@ -62,16 +64,13 @@ TEST_F(ResumeOverRanks, WithoutACheckpointEveryRankStartsAnew) {
 TEST_F(ResumeOverRanks, EveryRankHearsOfAnError) {
   SmallRun saved(1);
   saved.Train(1);
-  if (store_.has_value()) {
-    ASSERT_TRUE(SaveTraining(saved.runtime.context, *store_, saved.progress, 1, *saved.model,
-                             saved.optimizer)
-                    .ok());
-  }
+  ASSERT_TRUE(SaveOverRanks(saved).ok());
   SmallRun run(2);
   TrainingProgress expected = run.progress;
   expected.seed = 4;
-  const auto found = RestoreTraining(run.runtime.context, comm_, store(), true, expected,
-                                     &run.progress, *run.model, run.optimizer);
+  const auto found =
+      RestoreTraining(run.runtime.context, comm_, Replicated(run.model->config()), store(), true,
+                      expected, &run.progress, *run.model, run.optimizer);
   ASSERT_FALSE(found.ok());
   EXPECT_EQ(ExitCodeOf(found.status()), ExitCode::kCheckpoint);
   EXPECT_THAT(std::string(found.status().message()),

@@ -21,9 +21,7 @@ class ModelFolder : public testing::Test {
     auto store = *CheckpointStore::Open(folder_ / "checkpoints", CheckpointAccess::kReadWrite);
     for (int64_t step : {1, 2}) {
       run.Train(step);
-      EXPECT_TRUE(
-          SaveTraining(run.runtime.context, store, run.progress, 5, *run.model, run.optimizer)
-              .ok());
+      EXPECT_TRUE(Save(run, &store, 5).ok());
     }
   }
 

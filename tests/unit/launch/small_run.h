@@ -9,6 +9,8 @@
 
 #include "launch/training_state.h"
 #include "models/optimizer.h"
+#include "models/state_placement.h"
+#include "runtime/comm/self_communicator.h"
 #include "tests/support/tiny_models.h"
 #include "tests/unit/checkpoint/test_folder.h"
 
@@ -51,5 +53,12 @@ struct SmallRun {
   Optimizer optimizer;
   TrainingProgress progress;
 };
+
+// Saves it as the only rank there is.
+inline absl::Status Save(SmallRun& run, CheckpointStore* store, int keep_last) {
+  const auto comm = MakeSelfCommunicator();
+  return SaveTraining(run.runtime.context, *comm, Replicated(run.model->config()), store,
+                      run.progress, keep_last, *run.model, run.optimizer);
+}
 
 }  // namespace evenkeel

@@ -25,8 +25,8 @@ CheckpointStore OpenStore(const TestFolder& folder) {
 absl::StatusOr<bool> Restore(const CheckpointStore* store, SmallRun& run,
                              const TrainingProgress& expected, bool fallback = true) {
   const auto comm = MakeSelfCommunicator();
-  return RestoreTraining(run.runtime.context, *comm, store, fallback, expected, &run.progress,
-                         *run.model, run.optimizer);
+  return RestoreTraining(run.runtime.context, *comm, Replicated(run.model->config()), store,
+                         fallback, expected, &run.progress, *run.model, run.optimizer);
 }
 
 TEST(TrainingState, RestoresEveryBit) {
@@ -35,9 +35,7 @@ TEST(TrainingState, RestoresEveryBit) {
     CheckpointStore store = OpenStore(folder);
     SmallRun saved(1, dtype);
     saved.Train(4);
-    ASSERT_TRUE(
-        SaveTraining(saved.runtime.context, store, saved.progress, 2, *saved.model, saved.optimizer)
-            .ok());
+    ASSERT_TRUE(Save(saved, &store, 2).ok());
 
     SmallRun restored(2, dtype);
     ASSERT_NE(restored.Bytes(), saved.Bytes());
@@ -65,9 +63,7 @@ TEST(TrainingState, EveryKindOfModelRoundTrips) {
     CheckpointStore store = OpenStore(folder);
     SmallRun saved(1, DType::kF64, named.config), restored(2, DType::kF64, named.config);
     saved.Train(1);
-    ASSERT_TRUE(
-        SaveTraining(saved.runtime.context, store, saved.progress, 1, *saved.model, saved.optimizer)
-            .ok());
+    ASSERT_TRUE(Save(saved, &store, 1).ok());
     const auto found = Restore(&store, restored, saved.progress);
     ASSERT_TRUE(found.ok() && *found) << named.name << " " << found.status();
     EXPECT_EQ(restored.Bytes(), saved.Bytes()) << named.name;
@@ -80,8 +76,7 @@ TEST(TrainingState, TakesTheNewestAndKeepsAsManyAsAsked) {
   SmallRun run(1);
   for (int64_t step = 1; step <= 4; ++step) {
     run.Train(step);
-    ASSERT_TRUE(
-        SaveTraining(run.runtime.context, store, run.progress, 2, *run.model, run.optimizer).ok());
+    ASSERT_TRUE(Save(run, &store, 2).ok());
   }
   EXPECT_EQ(*store.Steps(), (std::vector<int64_t>{3, 4}));
   SmallRun restored(2);
@@ -114,9 +109,7 @@ TEST(TrainingState, RefusesAnotherRunsCheckpoint) {
   CheckpointStore store = OpenStore(folder);
   SmallRun saved(1);
   saved.Train(1);
-  ASSERT_TRUE(
-      SaveTraining(saved.runtime.context, store, saved.progress, 1, *saved.model, saved.optimizer)
-          .ok());
+  ASSERT_TRUE(Save(saved, &store, 1).ok());
   const std::string where = folder / "checkpoints/step-00000001";
   const struct {
     void (*change)(TrainingProgress&);
@@ -148,9 +141,7 @@ TEST(TrainingState, RefusesAnotherModel) {
   CheckpointStore store = OpenStore(folder);
   SmallRun saved(1);
   saved.Train(1);
-  ASSERT_TRUE(
-      SaveTraining(saved.runtime.context, store, saved.progress, 1, *saved.model, saved.optimizer)
-          .ok());
+  ASSERT_TRUE(Save(saved, &store, 1).ok());
   ModelConfig config = saved.model->config();
   std::vector<ModelConfig> others(4, config);
   others[0].intermediate_size = 24;
@@ -173,11 +164,9 @@ TEST(TrainingState, DamageFallsBackOrIsRefused) {
   SmallRun run(1);
   run.Train(1);
   const std::string good = run.Bytes();
-  ASSERT_TRUE(
-      SaveTraining(run.runtime.context, store, run.progress, 2, *run.model, run.optimizer).ok());
+  ASSERT_TRUE(Save(run, &store, 2).ok());
   run.Train(2);
-  ASSERT_TRUE(
-      SaveTraining(run.runtime.context, store, run.progress, 2, *run.model, run.optimizer).ok());
+  ASSERT_TRUE(Save(run, &store, 2).ok());
   const std::string file = folder / "checkpoints/step-00000002/optimizer.safetensors";
   std::string bytes = ReadBytes(file);
   bytes[bytes.size() - 3] = static_cast<char>(bytes[bytes.size() - 3] ^ 1);

@@ -20,7 +20,7 @@ using testing_support::TestRuntime;
 // Lengths 1, 2, primes, more and less than a block of the blocked layers.
 const std::vector<int64_t> kLengths = {1, 7, 2, 13, 4};
 
-double SumOfLosses(TestRuntime& runtime, const Model& model, const PackedBatch& batch) {
+double SumOfLosses(TestRuntime& runtime, Model& model, const PackedBatch& batch) {
   std::vector<double> losses(batch.tokens.size());
   EXPECT_TRUE(model.TokenLosses(runtime.context, batch, absl::MakeSpan(losses)).ok());
   double sum = 0;
@@ -158,21 +158,6 @@ TEST_P(ModelTest, ThreadsChangeNothing) {
   }
   EXPECT_EQ(results[0], results[1]);
   EXPECT_EQ(results[0], results[2]);
-}
-
-TEST_P(ModelTest, SinkCoversTheBufferOnceFromTheEnd) {
-  TestRuntime runtime;
-  auto model = MakeModel(runtime, GetParam().config);
-  for (const auto& lengths : {kLengths, std::vector<int64_t>{}}) {
-    const PackedBatch batch = RandomBatch(lengths, GetParam().config.vocab_size, 3);
-    int64_t expected_end = model->layout().num_elements();
-    ForwardBackward(runtime, *model, batch, 1, Recompute::kNone, [&](int64_t begin, int64_t end) {
-      EXPECT_EQ(end, expected_end);
-      EXPECT_LE(begin, end);
-      expected_end = begin;
-    });
-    EXPECT_EQ(expected_end, 0);
-  }
 }
 
 TEST_P(ModelTest, ArenaIsGivenBackAndLossesAgree) {

@@ -1,0 +1,133 @@
+#include "launch/parallel_config.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "parallel/layer_split.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/config/config_fields.h"
+
+namespace evenkeel {
+namespace {
+
+constexpr int kMostRanks = 1 << 20;
+
+// Chunks of units that data-parallel ranks share: each part begins at a multiple of 64 elements,
+// which suits every kernel.
+constexpr int64_t kPartMultiple = 64;
+
+}  // namespace
+
+void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
+  fields.Int("pp", &config.mesh.pp, "pipeline stages", 1, kMostRanks);
+  fields.Int("dp", &config.mesh.dp, "data-parallel replicas; 0 = what is left of the ranks", 0,
+             kMostRanks);
+  fields.Int("cp", &config.mesh.cp, "ranks that share the tokens of a sample", 1, kMostRanks);
+  fields.Int("tp", &config.mesh.tp, "ranks that share the heads and columns of a layer", 1,
+             kMostRanks);
+  fields.Int("virtual_stages", &config.virtual_stages,
+             "pieces of the model a pipeline rank holds, dealt out in turn (interleaved 1F1B)", 1,
+             1024);
+  std::vector<std::string> layers;
+  for (const int64_t n : config.layers_per_stage) layers.push_back(absl::StrCat(n));
+  fields.StringList("layers_per_stage", &layers,
+                    "layers of each of pp * virtual_stages stages; empty = evenly");
+  config.layers_per_stage.clear();
+  for (const std::string& text : layers) {
+    int64_t n = 0;
+    if (!absl::SimpleAtoi(text, &n) || n < 1) {
+      fields.Error("layers_per_stage", absl::StrCat("'", text, "' is not a number of layers"));
+      return;
+    }
+    config.layers_per_stage.push_back(n);
+  }
+  fields.Enum("zero", &config.zero,
+              "what data-parallel ranks share: nothing, optimizer state, gradients too, parameters "
+              "too (ZeRO 0 to 3)",
+              {{"0", ShardingStage::kNone},
+               {"1", ShardingStage::kOptimizer},
+               {"2", ShardingStage::kGradients},
+               {"3", ShardingStage::kParameters}});
+  fields.Enum("attention", &config.attention, "how softmax attention crosses cp ranks",
+              {{"gather", SoftmaxExchange::kGather},
+               {"ring", SoftmaxExchange::kRing},
+               {"ulysses", SoftmaxExchange::kUlysses}});
+  fields.Enum("linear_attention", &config.linear_attention,
+              "how the state of linear attention crosses cp ranks",
+              {{"gather", StateExchange::kGather}, {"scan", StateExchange::kScan}});
+  fields.Enum("split", &config.split,
+              "how samples are cut over cp ranks; auto: zigzag where a layer has softmax attention",
+              {{"auto", SplitPolicy::kAuto},
+               {"contiguous", SplitPolicy::kContiguous},
+               {"zigzag", SplitPolicy::kZigzag}});
+}
+
+absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const ParallelConfig& config,
+                                          int64_t world_size) {
+  ParallelPlan plan;
+  plan.model = model;
+  plan.virtual_stages = config.virtual_stages;
+  plan.sharding = config.zero;
+  EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, world_size));
+  const bool has_softmax = model.has_kind(LayerKind::kSoftmax);
+  MeshLimits limits;
+  limits.num_layers = model.num_layers;
+  limits.num_heads = model.num_heads;
+  limits.num_kv_heads = has_softmax ? model.kv_heads() : 0;
+  limits.vocab_size = model.vocab_size;
+  limits.intermediate_size = model.intermediate_size;
+  limits.virtual_stages = config.virtual_stages;
+  limits.cp_over_heads =
+      has_softmax && plan.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
+  EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, world_size, limits));
+  EK_ASSIGN_OR_RETURN(
+      plan.stage_begin,
+      SplitLayers(model.num_layers, plan.mesh.pp * config.virtual_stages, config.layers_per_stage));
+  plan.context.softmax = config.attention;
+  plan.context.states = config.linear_attention;
+  const bool zigzag =
+      config.split == SplitPolicy::kZigzag || (config.split == SplitPolicy::kAuto && has_softmax);
+  plan.context.split = zigzag ? SequenceSplit::kZigzag : SequenceSplit::kContiguous;
+  return plan;
+}
+
+MeshCommsOptions ParallelPlan::comms() const {
+  MeshCommsOptions options;
+  options.shape = mesh;
+  if (model.has_kind(LayerKind::kSoftmax)) {
+    options.key_value_copies = static_cast<int>(std::max<int64_t>(1, mesh.tp / model.kv_heads()));
+  }
+  options.ties_stages = model.tie_embeddings && mesh.pp > 1;
+  options.is_interleaved = virtual_stages > 1;
+  return options;
+}
+
+ModelPart ParallelPlan::PartOf(const MeshCoord& coord) const {
+  ModelPart part;
+  for (int chunk = 0; chunk < virtual_stages; ++chunk) {
+    const auto stage = static_cast<size_t>(chunk * mesh.pp + coord.pp);
+    part.chunks.push_back({stage_begin[stage], stage_begin[stage + 1]});
+  }
+  part.is_first = coord.pp == 0;
+  part.is_last = coord.pp == mesh.pp - 1;
+  part.tp = mesh.tp;
+  part.tp_rank = coord.tp;
+  if (sharding != ShardingStage::kNone) part.unit_multiple = kPartMultiple * mesh.dp * mesh.cp;
+  return part;
+}
+
+Placement ParallelPlan::placement() const {
+  return [plan = *this](int rank) {
+    const MeshCoord at = *CoordOfRank(plan.mesh, static_cast<int>(plan.mesh.num_ranks()), rank);
+    const int ranks = plan.mesh.dp * plan.mesh.cp, place = at.dp * plan.mesh.cp + at.cp;
+    const ShardingStage stage = ranks > 1 ? plan.sharding : ShardingStage::kNone;
+    ParameterLayout layout(plan.model, plan.PartOf(at));
+    auto owned = OwnedRanges(layout.unit_begin(), stage, ranks, place);
+    return RankPlacement{std::move(layout), std::move(owned),
+                         stage != ShardingStage::kNone || place == 0};
+  };
+}
+
+}  // namespace evenkeel

@@ -1,0 +1,56 @@
+// The `parallel` section of a run config: how a run is spread over its ranks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "attention/context_plan.h"
+#include "models/model.h"
+#include "models/model_config.h"
+#include "models/state_placement.h"
+#include "parallel/mesh.h"
+#include "parallel/mesh_comms.h"
+#include "parallel/parameter_store.h"
+
+namespace evenkeel {
+
+class ConfigFields;
+
+// How the tokens of a micro-batch are split over context-parallel ranks.
+enum class SplitPolicy { kAuto, kContiguous, kZigzag };
+
+struct ParallelConfig {
+  MeshShape mesh{1, 0, 1, 1};  // dp 0: what is left of the ranks
+  int virtual_stages = 1;
+  std::vector<int64_t> layers_per_stage;  // empty: evenly
+  ShardingStage zero = ShardingStage::kNone;
+  SoftmaxExchange attention = SoftmaxExchange::kGather;
+  StateExchange linear_attention = StateExchange::kGather;
+  SplitPolicy split = SplitPolicy::kAuto;
+};
+
+void DescribeFields(ConfigFields& fields, ParallelConfig& config);
+
+// A run's spread over its ranks, worked out and checked.
+struct ParallelPlan {
+  ModelConfig model;
+  MeshShape mesh;
+  int virtual_stages = 1;
+  std::vector<int64_t>
+      stage_begin;  // first layer of each of pp * virtual_stages stages, and the end
+  ShardingStage sharding = ShardingStage::kNone;
+  ContextStrategy context;
+
+  MeshCommsOptions comms() const;
+  // What the rank at `coord` holds; without axes.
+  ModelPart PartOf(const MeshCoord& coord) const;
+  // What every rank of the mesh holds.
+  Placement placement() const;
+};
+
+// Fails with one message that names all degrees and what would do.
+absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const ParallelConfig& config,
+                                          int64_t world_size);
+
+}  // namespace evenkeel

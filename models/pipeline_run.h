@@ -1,0 +1,88 @@
+// Runs the micro-batches of a step through the stages of a pipeline, as a schedule says
+// (parallel/pipeline_schedule.h). With one stage it is a loop over them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "models/model.h"
+#include "parallel/mesh_comms.h"
+#include "parallel/pipeline_schedule.h"
+#include "runtime/data/packed_batch.h"
+#include "runtime/ops/op_context.h"
+
+namespace evenkeel {
+
+// Of the tokens of a batch that a rank holds.
+struct TokenLosses {
+  std::vector<double> losses;  // 0 where there is no target
+  std::vector<int32_t> targets;
+  std::vector<int64_t> positions;
+};
+
+// Activations of a micro-batch that waits for its backward pass live in an arena of their own,
+// which its slot of the schedule keeps.
+class PipelineRun {
+ public:
+  // `gpu`, where ranks compute on GPUs, is the context's. All references must outlive the object.
+  PipelineRun(const OpContext& context, Model& model, const PipelineLinks& links,
+              const MeshShape& shape, int pp_rank, MemoryTracker& tracker);
+
+  // Forward and backward of all micro-batches, the last of which completes the gradients.
+  // `batches`: one for each of the schedule's micro-batches, the same on all stages; some may be
+  // empty. Adds the sum of the losses to loss_sum [1] on the last stage. Every rank of the pipeline
+  // calls it.
+  absl::Status Train(absl::Span<const PackedBatch> batches, double loss_scale, Recompute recompute,
+                     TensorView loss_sum);
+
+  // A forward pass that keeps nothing. The last stage gets the losses of its tokens, the others
+  // nothing. Every rank of the pipeline calls it.
+  absl::Status Losses(const PackedBatch& batch, TokenLosses* result);
+
+  // Seconds of the last Train that this rank's host spent in actions, and of those waiting for
+  // other stages. On a GPU the host only enqueues.
+  double busy_seconds() const { return busy_seconds_; }
+  double waiting_seconds() const { return waiting_seconds_; }
+
+ private:
+  struct Slot {
+    std::unique_ptr<Arena> arena;
+    std::unique_ptr<OpContext> context;
+    StagePass pass;
+    Work receive;  // of what the next action needs
+    Work send;     // of the forward pass's output
+    bool has_begun = false;
+  };
+
+  absl::Status MakeSlots(int count);
+  Slot& SlotOf(size_t action) { return *slots_[static_cast<size_t>(slot_of_[action])]; }
+  void Begin(size_t action, absl::Span<const PackedBatch> batches);
+  void Wait(AxisComm* link, Work& work);
+  void SendGradient(const Slot& slot);
+  bool IsFirstStage(int chunk) const { return pp_rank_ == 0 && chunk == 0; }
+  bool IsLastStage(int chunk) const {
+    return pp_rank_ + 1 == shape_.pp && chunk + 1 == model_.num_chunks();
+  }
+
+  const OpContext& context_;
+  Model& model_;
+  const PipelineLinks& links_;
+  MeshShape shape_;
+  int pp_rank_;
+  MemoryTracker& tracker_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+  PipelineSchedule schedule_;
+  std::vector<int> slot_of_;   // by action of this rank
+  std::vector<int64_t> left_;  // backward passes still to come, by chunk
+  struct Outgoing {
+    Tensor buffer;
+    Work work;
+  } outgoing_[2];  // gradients on their way to the previous stage
+  int64_t num_sent_ = 0;
+  double busy_seconds_ = 0;
+  double waiting_seconds_ = 0;
+};
+
+}  // namespace evenkeel

@@ -1,0 +1,70 @@
+// The communicators of a rank on the mesh, and what the layers of a model see of them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/axis_comm.h"
+#include "parallel/mesh.h"
+#include "runtime/comm/communicator.h"
+
+namespace evenkeel {
+
+// Axes as a model uses them; null where this rank is alone on one.
+struct ModelAxes {
+  AxisComm* tp = nullptr;         // the heads and columns of a layer
+  AxisComm* cp = nullptr;         // the tokens of a micro-batch
+  AxisComm* data = nullptr;       // dp x cp: the ranks with the same parameters
+  AxisComm* key_value = nullptr;  // tensor-parallel ranks that hold the same key/value head
+  AxisComm* stages = nullptr;     // pp: all stages
+  AxisComm* tied = nullptr;       // first and last stage, which share the embedding
+};
+
+// Directed links of a pipeline, a communicator each: a send that waits for its receiver holds up
+// nothing else. Rank 0 of a link is the sender of activations, rank 1 the sender of gradients. Null
+// where there is no such neighbour; the last stage links to the first if stages are interleaved.
+struct PipelineLinks {
+  AxisComm* forward_from_previous = nullptr;
+  AxisComm* forward_to_next = nullptr;
+  AxisComm* backward_from_next = nullptr;
+  AxisComm* backward_to_previous = nullptr;
+};
+
+struct MeshCommsOptions {
+  MeshShape shape;
+  int key_value_copies = 1;     // neighbouring tensor-parallel ranks with the same key/value head
+  bool ties_stages = false;     // first and last stage share the embedding
+  bool is_interleaved = false;  // several model chunks a rank: the last stage links to the first
+};
+
+class MeshComms {
+ public:
+  // Divides `world`, whose ranks are numbered as MeshShape says. Collective over it; it must
+  // outlive the result. For tensors of the host or of GPUs, as `world` is.
+  static absl::StatusOr<std::unique_ptr<MeshComms>> Create(Communicator& world,
+                                                           const MeshCommsOptions& options);
+
+  const MeshShape& shape() const { return shape_; }
+  const MeshCoord& coord() const { return coord_; }
+  const ModelAxes& axes() const { return axes_; }
+  const PipelineLinks& links() const { return links_; }
+  CommLog& log() { return log_; }
+
+ private:
+  MeshComms() = default;
+  // Ranks with the same color form an axis. Null for one rank alone, and for a negative color.
+  absl::StatusOr<AxisComm*> Divide(Communicator& world, int color, int key, const char* name);
+  absl::Status MakeLinks(Communicator& world, bool is_interleaved);
+
+  MeshShape shape_;
+  MeshCoord coord_;
+  CommLog log_;
+  std::vector<std::unique_ptr<Communicator>> comms_;
+  std::vector<std::unique_ptr<AxisComm>> all_axes_;
+  ModelAxes axes_;
+  PipelineLinks links_;
+};
+
+}  // namespace evenkeel

@@ -1,0 +1,153 @@
+// Random layouts, models and batches for the property tests, drawn alike on every rank.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "launch/parallel_config.h"
+#include "models/block.h"
+#include "runtime/base/philox.h"
+#include "tests/support/tiny_models.h"
+
+namespace evenkeel::testing_support {
+
+class Draw {
+ public:
+  explicit Draw(uint64_t seed) : random_(seed, 11) {}
+
+  int64_t Int(int64_t low, int64_t high) {
+    return low +
+           static_cast<int64_t>(random_.Bits(count_++) % static_cast<uint64_t>(high - low + 1));
+  }
+  template <typename T>
+  const T& One(const std::vector<T>& from) {
+    return from[static_cast<size_t>(Int(0, static_cast<int64_t>(from.size()) - 1))];
+  }
+
+ private:
+  Philox random_;
+  uint64_t count_ = 0;
+};
+
+struct LayoutCase {
+  ModelConfig model;
+  std::string model_name;
+  ParallelConfig parallel;
+  Recompute recompute = Recompute::kNone;
+  // Documents of each micro-batch of each replica, [dp][micro-batch].
+  std::vector<std::vector<std::vector<int64_t>>> lengths;
+
+  std::string ToString() const;
+};
+
+// Models with enough heads, layers and vocabulary for eight ranks on any axis.
+inline std::vector<NamedModel> LayoutModels() {
+  std::vector<NamedModel> models = AllTinyModels();
+  for (NamedModel& named : models) {
+    ModelConfig& config = named.config;
+    config.num_layers = 8;
+    config.num_heads = 8;
+    config.hidden_size = 24;
+    config.intermediate_size = 22;
+    config.head_dim = 4;
+    if (config.num_kv_heads > 0) config.num_kv_heads = 4;
+    config.lrpe_layers = {0, 5};
+    config.init_std = 0.1;
+  }
+  models.push_back(models.front());
+  models.back().name = "one key/value head";
+  models.back().config.num_kv_heads = 1;
+  return models;
+}
+
+// A layout over `ranks` ranks.
+inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
+  Draw draw(seed);
+  LayoutCase layout;
+  const std::vector<NamedModel> models = LayoutModels();
+  const NamedModel& named = draw.One(models);
+  layout.model = named.config;
+  layout.model_name = named.name;
+  // A random factorization: prime factors to random axes.
+  ParallelConfig& parallel = layout.parallel;
+  parallel.mesh = MeshShape();
+  int left = ranks;
+  for (int factor = 2; left > 1;) {
+    if (left % factor != 0) {
+      ++factor;
+      continue;
+    }
+    left /= factor;
+    int* const axes[] = {&parallel.mesh.pp, &parallel.mesh.dp, &parallel.mesh.cp,
+                         &parallel.mesh.tp};
+    // Heads divide by powers of two alone.
+    int* axis = axes[draw.Int(0, factor == 2 ? 3 : 2)];
+    *axis *= factor;
+  }
+  if (parallel.mesh.pp > 1) {
+    const auto most = static_cast<int>(layout.model.num_layers / parallel.mesh.pp);
+    parallel.virtual_stages = static_cast<int>(draw.Int(1, std::min(3, most)));
+    if (draw.Int(0, 2) == 0) {
+      const int stages = parallel.mesh.pp * parallel.virtual_stages;
+      std::vector<int64_t> layers(static_cast<size_t>(stages), 1);
+      for (int64_t i = stages; i < layout.model.num_layers; ++i) {
+        ++layers[static_cast<size_t>(draw.Int(0, stages - 1))];
+      }
+      parallel.layers_per_stage = layers;
+    }
+  }
+  parallel.zero = draw.One<ShardingStage>({ShardingStage::kNone, ShardingStage::kOptimizer,
+                                           ShardingStage::kGradients, ShardingStage::kParameters});
+  parallel.attention = draw.One<SoftmaxExchange>(
+      {SoftmaxExchange::kGather, SoftmaxExchange::kRing, SoftmaxExchange::kUlysses});
+  parallel.linear_attention =
+      draw.One<StateExchange>({StateExchange::kGather, StateExchange::kScan});
+  parallel.split =
+      draw.One<SplitPolicy>({SplitPolicy::kAuto, SplitPolicy::kContiguous, SplitPolicy::kZigzag});
+  const int64_t kv = std::max<int64_t>(1, layout.model.kv_heads() / parallel.mesh.tp);
+  const int64_t heads = layout.model.num_heads / parallel.mesh.tp;
+  const int cp = parallel.mesh.cp;
+  if (heads % cp != 0 || (kv % cp != 0 && cp % kv != 0)) {
+    parallel.attention = SoftmaxExchange::kRing;
+  }
+  layout.recompute = draw.One<Recompute>({Recompute::kNone, Recompute::kMlp, Recompute::kLayer});
+  // Micro-batches: equally many on every replica, some of them empty.
+  const int64_t micro_batches = draw.Int(1, parallel.mesh.pp > 1 ? 5 : 3);
+  for (int replica = 0; replica < parallel.mesh.dp; ++replica) {
+    layout.lengths.emplace_back();
+    for (int64_t m = 0; m < micro_batches; ++m) {
+      std::vector<int64_t> documents;
+      if (draw.Int(0, 7) > 0) {
+        const int64_t n = draw.Int(1, 6);
+        for (int64_t d = 0; d < n; ++d) {
+          documents.push_back(draw.Int(0, 3) == 0 ? draw.Int(30, 70) : draw.Int(1, 9));
+        }
+      }
+      layout.lengths.back().push_back(documents);
+    }
+  }
+  return layout;
+}
+
+inline std::string LayoutCase::ToString() const {
+  const MeshShape& mesh = parallel.mesh;
+  std::string text =
+      absl::StrCat(model_name, ": pp ", mesh.pp, " x ", parallel.virtual_stages, ", dp ", mesh.dp,
+                   ", cp ", mesh.cp, ", tp ", mesh.tp, ", zero ", static_cast<int>(parallel.zero),
+                   ", attention ", static_cast<int>(parallel.attention), ", linear ",
+                   static_cast<int>(parallel.linear_attention), ", split ",
+                   static_cast<int>(parallel.split), ", recompute ", static_cast<int>(recompute),
+                   ", layers ", absl::StrJoin(parallel.layers_per_stage, " "), ", documents");
+  for (const auto& replica : lengths) {
+    for (const auto& documents : replica) {
+      absl::StrAppend(&text, " [", absl::StrJoin(documents, " "), "]");
+    }
+  }
+  return text;
+}
+
+}  // namespace evenkeel::testing_support

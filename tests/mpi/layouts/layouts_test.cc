@@ -1,0 +1,116 @@
+// Any layout trains the same model: loss, every gradient and, after some steps, every weight are
+// those of one rank. In float64, where rounding is far below what a wrong term would cost.
+//
+// EVENKEEL_LAYOUT_DRAWS: how many layouts to draw; EVENKEEL_LAYOUT_SEED: the first of them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "runtime/comm/mpi_runtime.h"
+#include "tests/mpi/layouts/layout_run.h"
+
+namespace evenkeel {
+namespace {
+
+using testing_support::BatchesOf;
+using testing_support::CountTargets;
+using testing_support::DrawLayout;
+using testing_support::LayoutCase;
+using testing_support::PartRun;
+using testing_support::StepOutcome;
+using testing_support::WholeRun;
+
+int64_t FromEnvironment(const char* name, int64_t otherwise) {
+  const char* const text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+
+class Layouts : public testing::Test {
+ protected:
+  Layouts() : mpi_(*MpiRuntime::Create({.timeout_s = 60})), comm_(mpi_.world()) {}
+
+  MpiRuntime mpi_;
+  Communicator& comm_;
+};
+
+// Compares what the rank owns with the whole: the largest difference over the largest value.
+template <typename T>
+void ExpectSame(const PartRun& part, const WholeRun& whole, ConstTensorView mine,
+                ConstTensorView all, double tolerance, const char* what,
+                const std::string& layout) {
+  double largest = 0, worst = 0;
+  std::string where;
+  for (int64_t i = 0; i < all.num_elements(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(all.as<T>()[i])));
+  }
+  part.ForEachElement(whole.model.layout(),
+                      [&](int64_t owned, int64_t full, const ParameterSpec& spec) {
+                        const double difference =
+                            std::abs(static_cast<double>(mine.as<T>()[owned] - all.as<T>()[full]));
+                        if (difference <= worst && !std::isnan(difference)) return;
+                        worst = difference;
+                        where = spec.name;
+                      });
+  EXPECT_LE(worst, tolerance * largest) << what << " of " << where << ", " << layout;
+}
+
+// Gradients of one step, then `steps` updates.
+template <typename T>
+void Compare(const LayoutCase& layout, Communicator& comm, int steps, double tolerance,
+             double later_tolerance) {
+  const DType dtype = DTypeOf<T>::value;
+  SCOPED_TRACE(layout.ToString());
+  WholeRun whole(layout, dtype);
+  PartRun part(layout, comm, dtype);
+  for (int step = 0; step < std::max(1, steps); ++step) {
+    const auto batches = BatchesOf(layout, static_cast<uint64_t>(100 * step + 1));
+    const double scale = 1.0 / static_cast<double>(std::max<int64_t>(1, CountTargets(batches)));
+    const StepOutcome want = whole.Gradients(layout, batches, scale);
+    const StepOutcome have = part.Gradients(layout, batches, scale);
+    const double allowed = step == 0 ? tolerance : later_tolerance;
+    EXPECT_NEAR(have.loss * scale, want.loss * scale, allowed * std::abs(want.loss * scale))
+        << layout.ToString();
+    EXPECT_NEAR(have.squares, want.squares, 10 * allowed * want.squares) << layout.ToString();
+    ExpectSame<T>(part, whole, part.model.gradients().view(), whole.model.gradients().view(),
+                  allowed, "gradient", layout.ToString());
+    if (steps == 0) return;
+    AdamWStepParams params;
+    params.lr = 1e-3;
+    params.step = step + 1;
+    params.clip_norm = 0.5;
+    whole.optimizer.Update(whole.runtime.context, params, whole.model,
+                           TensorView(const_cast<double*>(&want.squares), DType::kF64, {1}));
+    part.optimizer.Update(part.runtime.context, params, part.model,
+                          TensorView(const_cast<double*>(&have.squares), DType::kF64, {1}));
+  }
+  ExpectSame<T>(part, whole, part.model.weights().view(), whole.model.weights().view(),
+                later_tolerance, "weight", layout.ToString());
+}
+
+TEST_F(Layouts, TrainTheSameModel) {
+  const int64_t draws = FromEnvironment("EVENKEEL_LAYOUT_DRAWS", 12);
+  const auto seed = static_cast<uint64_t>(FromEnvironment("EVENKEEL_LAYOUT_SEED", 1));
+  for (int64_t i = 0; i < draws; ++i) {
+    const LayoutCase layout = DrawLayout(seed + static_cast<uint64_t>(i), comm_.size());
+    if (std::getenv("EVENKEEL_LAYOUT_VERBOSE") != nullptr && comm_.rank() == 0) {
+      std::printf("%s\n", layout.ToString().c_str());
+      std::fflush(stdout);
+    }
+    // Every fourth goes on for 20 steps.
+    Compare<double>(layout, comm_, i % 4 == 3 ? 20 : 0, 1e-10, 1e-10);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(Layouts, TrainTheSameModelInSinglePrecision) {
+  for (uint64_t seed = 500; seed < 503; ++seed) {
+    Compare<float>(DrawLayout(seed, comm_.size()), comm_, 0, 1e-5, 1e-5);
+    if (HasFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace evenkeel
