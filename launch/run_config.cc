@@ -61,8 +61,8 @@ void DescribeTrain(ConfigFields& fields, TrainConfig& config) {
 }
 
 void DescribeCheckpoint(ConfigFields& fields, CheckpointConfig& config) {
-  fields.Int("every", &config.every, "steps between checkpoints; 0 = only at the end", 0,
-             kManySteps);
+  fields.Int("every", &config.every, "steps between checkpoints; 0 = only at the end, -1 = never",
+             -1, kManySteps);
   fields.Int("keep_last", &config.keep_last, "checkpoints to keep", 1, 1000000);
   fields.Enum("resume", &config.resume, "go on from the run folder's newest checkpoint, or refuse",
               {{"auto", ResumePolicy::kAuto}, {"never", ResumePolicy::kNever}});

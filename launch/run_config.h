@@ -43,7 +43,7 @@ struct TrainConfig {
 };
 
 struct CheckpointConfig {
-  int64_t every = 0;  // steps; the last step is always saved
+  int64_t every = 0;  // steps; the last step is saved too, unless this is -1
   int64_t keep_last = 2;
   ResumePolicy resume = ResumePolicy::kAuto;
   bool fallback = true;  // take the newest good checkpoint if the newest is damaged

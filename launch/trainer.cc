@@ -169,7 +169,8 @@ absl::Status Trainer::Run() {
   }
   const bool done = progress_.step >= config_.train.steps;
   if (done && evaluated_step_ != progress_.step) EK_RETURN_IF_ERROR(EvaluateHeldOut());
-  if (saved_step_ != progress_.step) EK_RETURN_IF_ERROR(Save());
+  const bool saves = config_.checkpoint.every >= 0;
+  if (saves && saved_step_ != progress_.step) EK_RETURN_IF_ERROR(Save());
   if (report_.has_value()) {
     report_->Finish();
     if (auto plot = report_->PlotLoss(); !plot.ok()) {
@@ -179,7 +180,8 @@ absl::Status Trainer::Run() {
   if (done) return absl::OkStatus();
   return WithExitCode(absl::CancelledError(absl::StrCat(
                           "stopped at step ", progress_.step, " of ", config_.train.steps,
-                          ", saved; the same command goes on from there")),
+                          saves ? ", saved; the same command goes on from there"
+                                : "; nothing was saved, as checkpoint.every is -1")),
                       ExitCode::kPreempted);
 }
 

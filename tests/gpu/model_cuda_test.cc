@@ -202,7 +202,8 @@ TEST_P(ModelCudaTest, NanInTheWeightsUpdatesNothing) {
   const PackedBatch batch = RandomBatch({40}, GetParam().config.vocab_size, 6);
   HostMirror weights = *HostMirror::Create(gpu_->context, gpu_model_->weights());
   ASSERT_TRUE(weights.Download(gpu_->context).ok());
-  weights.view().as<float>()[batch.tokens[3] * GetParam().config.hidden_size] = NAN;
+  const int64_t embedding = gpu_model_->layout().unit_begin()[ParameterLayout::kEmbeddingUnit];
+  weights.view().as<float>()[embedding + batch.tokens[3] * GetParam().config.hidden_size] = NAN;
   ASSERT_TRUE(weights.Upload(gpu_->context).ok());
   gpu_model_->PublishWeights(gpu_->context);
   const ArenaScope scope(gpu_->arena);

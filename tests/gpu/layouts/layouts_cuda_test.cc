@@ -216,6 +216,9 @@ void CompareLayout(const LayoutCase& layout, Communicator& host, GpuRank& rank,
   const ParameterLayout whole(layout.model);
   std::map<std::string, int64_t> offset_of;
   for (const ParameterSpec& spec : whole.specs()) offset_of[spec.name] = spec.offset;
+  // TransNormer v1 bends at zero and divides by the size of small sums: what is rounded otherwise,
+  // partial sums, shows many times over.
+  const bool is_rough = layout.model_name.find("transnormer") == 0;
   Distance all, all_alone;
   for (const ParameterSpec& spec : place.layout.specs()) {
     Distance here, there;
@@ -235,14 +238,17 @@ void CompareLayout(const LayoutCase& layout, Communicator& host, GpuRank& rank,
     });
     if (here.length == 0) continue;
     // Small parameters scatter: each within a few times of what one GPU is off.
-    EXPECT_LE(std::sqrt(here.error), 3 * std::sqrt(there.error) + 0.02 * std::sqrt(here.length))
+    const double bound = is_rough ? 10 * std::sqrt(there.error) + 0.1 * std::sqrt(here.length)
+                                  : 3 * std::sqrt(there.error) + 0.02 * std::sqrt(here.length);
+    EXPECT_LE(std::sqrt(here.error), bound)
         << spec.name << ": off by " << std::sqrt(here.error / here.length) << ", one GPU by "
         << std::sqrt(there.error / here.length);
     all.error += here.error;
     all.length += here.length;
     all_alone.error += there.error;
   }
-  EXPECT_LE(std::sqrt(all.error), 1.5 * std::sqrt(all_alone.error) + 0.002 * std::sqrt(all.length));
+  EXPECT_LE(std::sqrt(all.error),
+            (is_rough ? 6 : 1.5) * std::sqrt(all_alone.error) + 0.002 * std::sqrt(all.length));
   if (host.rank() == 0) {
     std::printf("%s\n  error %.4f, one GPU %.4f\n", layout.ToString().c_str(),
                 std::sqrt(all.error / std::max(all.length, 1e-300)),
