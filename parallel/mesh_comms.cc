@@ -4,6 +4,19 @@
 
 namespace evenkeel {
 
+namespace {
+
+void FirstMessage(AxisComm& link, int from, const TensorView& scratch) {
+  const SendTo send{1 - from, scratch};
+  const ReceiveFrom receive{from, scratch};
+  const bool is_sender = link.rank() == from;
+  Work work = link.SendRecvAsync({&send, is_sender ? size_t{1} : 0},
+                                 {&receive, is_sender ? size_t{0} : 1}, "first message");
+  link.Wait(work);
+}
+
+}  // namespace
+
 absl::StatusOr<AxisComm*> MeshComms::Divide(Communicator& world, int color, int key,
                                             const char* name) {
   EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> part, world.Split(color, key, name));
@@ -56,15 +69,17 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
       EK_ASSIGN_OR_RETURN(axes.tied,
                           comms->Divide(world, is_end ? inside : -1, at.pp, "tied embedding"));
     }
-    EK_RETURN_IF_ERROR(comms->MakeLinks(world, options.is_interleaved));
+    EK_RETURN_IF_ERROR(comms->MakeLinks(world, options));
   }
+  comms->log_.ClearVolumes();
   return comms;
 }
 
 // Link i leads from stage i to stage i + 1 (the last one back to the first). A rank is on two links
 // at most; those of even and of odd number are made in two rounds, and where the last one's round
 // is that of the first, it has a round of its own.
-absl::Status MeshComms::MakeLinks(Communicator& world, bool is_interleaved) {
+absl::Status MeshComms::MakeLinks(Communicator& world, const MeshCommsOptions& options) {
+  const bool is_interleaved = options.is_interleaved;
   const int stages = shape_.pp, at = coord_.pp;
   const int inner = shape_.dp * shape_.cp * shape_.tp;
   const int inside = (coord_.dp * shape_.cp + coord_.cp) * shape_.tp + coord_.tp;
@@ -85,6 +100,10 @@ absl::Status MeshComms::MakeLinks(Communicator& world, bool is_interleaved) {
     EK_ASSIGN_OR_RETURN(AxisComm* const backward,
                         Divide(world, color, is_sender ? 0 : 1, "pp backward"));
     if (link < 0) continue;
+    if (!options.scratch.empty()) {
+      FirstMessage(*forward, /*from=*/0, options.scratch);
+      FirstMessage(*backward, /*from=*/1, options.scratch);
+    }
     if (is_sender) {
       links_.forward_to_next = forward;
       links_.backward_from_next = backward;
@@ -93,7 +112,7 @@ absl::Status MeshComms::MakeLinks(Communicator& world, bool is_interleaved) {
       links_.backward_to_previous = backward;
     }
   }
-  return absl::OkStatus();
+  return log_.status();
 }
 
 }  // namespace evenkeel

@@ -37,6 +37,10 @@ struct MeshCommsOptions {
   int key_value_copies = 1;     // neighbouring tensor-parallel ranks with the same key/value head
   bool ties_stages = false;     // first and last stage share the embedding
   bool is_interleaved = false;  // several model chunks a rank: the last stage links to the first
+  // On the device of the communicators, [1]: a first message over every link of the pipeline. NCCL
+  // connects two ranks in the host's first call, which waits for the other rank's: better here than
+  // in the middle of a schedule, where that one may wait for this one. Empty: no message.
+  TensorView scratch;
 };
 
 class MeshComms {
@@ -56,7 +60,7 @@ class MeshComms {
   MeshComms() = default;
   // Ranks with the same color form an axis. Null for one rank alone, and for a negative color.
   absl::StatusOr<AxisComm*> Divide(Communicator& world, int color, int key, const char* name);
-  absl::Status MakeLinks(Communicator& world, bool is_interleaved);
+  absl::Status MakeLinks(Communicator& world, const MeshCommsOptions& options);
 
   MeshShape shape_;
   MeshCoord coord_;

@@ -1,4 +1,4 @@
-// Changing the dtype of a flat tensor on CUDA.
+// Changing the dtype of a tensor on CUDA.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,10 +7,20 @@
 
 namespace evenkeel {
 
-// Enqueues y [n] (bf16) = x [n] (float32), rounded to nearest even.
-cudaError_t LaunchFloatToBf16(const float* x, void* y, int64_t n, cudaStream_t stream);
+// x and y are [rows, columns], their rows so many elements apart.
+struct ConvertParams {
+  const void* x = nullptr;
+  void* y = nullptr;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t x_stride = 0;
+  int64_t y_stride = 0;
+};
 
-// Enqueues y [n] (float32) = x [n] (bf16), exactly.
-cudaError_t LaunchBf16ToFloat(const void* x, float* y, int64_t n, cudaStream_t stream);
+// Enqueues y (bf16) = x (float32), rounded to nearest even.
+cudaError_t LaunchFloatToBf16(const ConvertParams& params, cudaStream_t stream);
+
+// Enqueues y (float32) = x (bf16), exactly.
+cudaError_t LaunchBf16ToFloat(const ConvertParams& params, cudaStream_t stream);
 
 }  // namespace evenkeel

@@ -62,16 +62,25 @@ void SetZero(const OpContext& context, TensorView x) {
 void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
   EK_CHECK(x.shape == y.shape) << x.shape.ToString() << " -> " << y.shape.ToString();
   if (x.dtype != y.dtype) {
-    EK_CHECK(x.is_dense() && y.is_dense()) << "conversion of strided " << x.shape.ToString();
+    ConvertParams params;
+    params.x = x.data;
+    params.y = y.data;
+    if (x.is_dense() && y.is_dense()) {
+      params.rows = 1;
+      params.columns = x.num_elements();
+      params.x_stride = params.y_stride = 0;
+    } else {
+      EK_CHECK(x.rank() == 2) << "conversion of strided " << x.shape.ToString();
+      params.rows = x.dim(0);
+      params.columns = x.dim(1);
+      params.x_stride = x.stride(0);
+      params.y_stride = y.stride(0);
+    }
     if (x.dtype == DType::kF32 && y.dtype == DType::kBF16) {
-      return Note(context,
-                  LaunchFloatToBf16(x.as<float>(), y.data, x.num_elements(), StreamOf(context)),
-                  "Copy");
+      return Note(context, LaunchFloatToBf16(params, StreamOf(context)), "Copy");
     }
     EK_CHECK(x.dtype == DType::kBF16 && y.dtype == DType::kF32) << "no such conversion";
-    return Note(context,
-                LaunchBf16ToFloat(x.data, y.as<float>(), x.num_elements(), StreamOf(context)),
-                "Copy");
+    return Note(context, LaunchBf16ToFloat(params, StreamOf(context)), "Copy");
   }
   ByteRows from = BytesOf(x), to = BytesOf(y);
   if (from.rows == 0 || from.width == 0) return;

@@ -127,7 +127,10 @@ class LayoutsCuda : public testing::Test {
                        Communicator& device, const std::vector<float>& weights,
                        std::vector<double>* owned, double* loss, double* squares) {
     GpuRank& rank = *rank_;
-    auto mesh = MeshComms::Create(device, plan.comms());
+    MeshCommsOptions comms = plan.comms();
+    const ArenaScope comms_scope(rank.arena);
+    comms.scratch = rank.arena.AllocateZero(DType::kF32, {1}, MemoryPurpose::kWorkspace);
+    auto mesh = MeshComms::Create(device, comms);
     ASSERT_TRUE(mesh.ok()) << mesh.status();
     ModelSetup setup;
     setup.part = plan.PartOf((*mesh)->coord());
