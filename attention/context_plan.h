@@ -10,30 +10,12 @@
 #include "attention/attention_plan.h"
 #include "attention/lightning_state.h"
 #include "parallel/axis_comm.h"
+#include "parallel/context_strategy.h"
 #include "parallel/sequence_layout.h"
 #include "runtime/ops/copy_rows.h"
 #include "runtime/ops/op_context.h"
 
 namespace evenkeel {
-
-// How queries meet the keys of other ranks in softmax layers.
-enum class SoftmaxExchange {
-  kGather,   // every rank gathers all keys and values (WLB-LLM, Wang et al., 2025)
-  kRing,     // keys and values go round, a rank's at a time (Ring Attention, Liu et al., 2023)
-  kUlysses,  // tokens are exchanged for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023)
-};
-
-// How the state reaches the next piece of a sequence in linear layers.
-enum class StateExchange {
-  kGather,  // every rank gathers what all pieces add to it (LASP-2, Sun et al., 2025)
-  kScan,    // from piece to piece, a few heads at a time (ZeCO, Chou et al., 2025)
-};
-
-struct ContextStrategy {
-  SequenceSplit split = SequenceSplit::kZigzag;
-  SoftmaxExchange softmax = SoftmaxExchange::kGather;
-  StateExchange states = StateExchange::kGather;
-};
 
 // Consecutive pieces of a rank that all continue an earlier piece or none, and are continued or
 // not: linear attention treats them in one call.

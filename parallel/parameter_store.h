@@ -25,19 +25,12 @@
 #include "absl/status/statusor.h"
 #include "parallel/axis_comm.h"
 #include "parallel/gradient_reducer.h"
+#include "parallel/sharding.h"
 #include "runtime/base/row_range.h"
 #include "runtime/ops/op_context.h"
 #include "runtime/tensor/tensor.h"
 
 namespace evenkeel {
-
-enum class ShardingStage { kNone, kOptimizer, kGradients, kParameters };
-
-// What rank `rank` of `ranks` owns: ranges [from, from + count) of the flat buffer that lie at `to`
-// in its owned buffers, one for each unit, ascending. unit_begin [units + 1] ascends from 0; with a
-// stage other than kNone its values are multiples of the number of ranks.
-std::vector<RowRange> OwnedRanges(absl::Span<const int64_t> unit_begin, ShardingStage stage,
-                                  int ranks, int rank);
 
 struct ParameterStoreOptions {
   ShardingStage stage = ShardingStage::kNone;
