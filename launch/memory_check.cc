@@ -13,18 +13,6 @@
 namespace evenkeel {
 namespace {
 
-RecomputePlan PlanOf(Recompute recompute) {
-  switch (recompute) {
-    case Recompute::kNone:
-      return RecomputePlan::kNone;
-    case Recompute::kMlp:
-      return RecomputePlan::kMlp;
-    case Recompute::kLayer:
-      return RecomputePlan::kLayer;
-  }
-  return RecomputePlan::kNone;
-}
-
 // The first remedy that fits, as a hint.
 std::string Remedy(const RunConfig& config, const MemoryBudget& memory) {
   // The largest micro-batch that fits, or 0.

@@ -118,6 +118,16 @@ ModelPart ParallelPlan::PartOf(const MeshCoord& coord) const {
   return part;
 }
 
+RankLayout ParallelPlan::LayoutOf(const MeshCoord& coord) const {
+  RankLayout layout;
+  layout.mesh = mesh;
+  layout.coord = coord;
+  layout.sharding = sharding;
+  layout.context = context;
+  layout.key_value_copies = comms().key_value_copies;
+  return layout;
+}
+
 Placement ParallelPlan::placement() const {
   return [plan = *this](int rank) {
     const MeshCoord at = *CoordOfRank(plan.mesh, static_cast<int>(plan.mesh.num_ranks()), rank);

@@ -12,6 +12,7 @@
 #include "parallel/mesh.h"
 #include "parallel/mesh_comms.h"
 #include "parallel/parameter_store.h"
+#include "scheduler/rank_layout.h"
 
 namespace evenkeel {
 
@@ -45,6 +46,8 @@ struct ParallelPlan {
   MeshCommsOptions comms() const;
   // What the rank at `coord` holds; without axes.
   ModelPart PartOf(const MeshCoord& coord) const;
+  // Its place, as planning sees it.
+  RankLayout LayoutOf(const MeshCoord& coord) const;
   // What every rank of the mesh holds.
   Placement placement() const;
 };

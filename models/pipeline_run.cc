@@ -42,6 +42,12 @@ absl::Status PipelineRun::MakeSlots(int count) {
   return absl::OkStatus();
 }
 
+int64_t PipelineRun::arena_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& slot : slots_) bytes += slot->arena->peak_bytes();
+  return bytes;
+}
+
 void PipelineRun::Wait(AxisComm* link, Work& work) {
   const double begin = Now();
   link->Wait(work);

@@ -46,6 +46,10 @@ class PipelineRun {
   double busy_seconds() const { return busy_seconds_; }
   double waiting_seconds() const { return waiting_seconds_; }
 
+  // Of the arenas of all slots, beside the context's.
+  int64_t arena_bytes() const;
+  int num_slots() const { return static_cast<int>(slots_.size()); }
+
  private:
   struct Slot {
     std::unique_ptr<Arena> arena;

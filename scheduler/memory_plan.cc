@@ -1,6 +1,11 @@
 #include "scheduler/memory_plan.h"
 
 #include <algorithm>
+#include <vector>
+
+#include "scheduler/pass_memory.h"
+#include "scheduler/stage_order.h"
+#include "scheduler/unit_traffic.h"
 
 namespace evenkeel {
 namespace {
@@ -9,89 +14,79 @@ namespace {
 // allocations are rounded up to. A bound, not a count.
 constexpr int64_t kGpuScratchBytes = int64_t{256} << 20;
 
-// Bytes a token of what core attention's backward pass needs besides its input.
-int64_t AttentionBytes(const LayerShape& layer, const ComputeShape& compute) {
-  return (layer.projection_width + layer.out_width) * compute.element_bytes +
-         (layer.has_lse ? layer.num_heads * compute.wide_bytes : 0);
+// Gradients on their way to the stage before (models/pipeline_run.h).
+constexpr int64_t kOutgoingBuffers = 2;
+
+// Weights, gradients and optimizer state, as ParameterStore and Optimizer hold them.
+void PlanParameters(const ModelShape& shape, const RankLayout& layout, int64_t micro_batches,
+                    const ComputeShape& compute, MemoryPlan* plan) {
+  const ShardingStage stage = layout.stage();
+  const RowRange last =
+      OwnedRanges(shape.unit_begin, stage, layout.data_ranks(), layout.data_place()).back();
+  const int64_t owned = last.to + last.count, all = shape.unit_begin.back();
+  const UnitTraffic slots = UnitTrafficOf(shape, layout, micro_batches);
+  plan->weights = owned * compute.wide_bytes;
+  if (compute.has_copy) plan->weights += owned * compute.element_bytes;
+  if (stage == ShardingStage::kOptimizer || stage == ShardingStage::kGradients) {
+    plan->weights += all * compute.element_bytes;
+  }
+  plan->weights += slots.weight_slots * compute.element_bytes;
+  if (stage == ShardingStage::kNone || stage == ShardingStage::kOptimizer) {
+    plan->gradients += all * compute.wide_bytes;
+  }
+  if (stage != ShardingStage::kNone) plan->gradients += owned * compute.wide_bytes;
+  plan->gradients += slots.gradient_slots * compute.wide_bytes;
+  plan->optimizer = 2 * owned * compute.wide_bytes;
 }
 
-// Bytes a token of what a layer keeps between forward and backward, its output included.
-int64_t KeptBytes(const ModelShape& shape, const LayerShape& layer, const ComputeShape& compute,
-                  RecomputePlan recompute) {
-  int64_t bytes = shape.hidden_size * compute.element_bytes;
-  if (recompute != RecomputePlan::kLayer) bytes += AttentionBytes(layer, compute);
-  if (recompute == RecomputePlan::kNone) {
-    // A GPU keeps both norms as well.
-    const int64_t streams = compute.is_gpu ? 3 : 1;
-    bytes += (streams * shape.hidden_size + 2 * layer.intermediate_size) * compute.element_bytes;
-  }
-  return bytes;
-}
-
-// Bytes a token of core attention's backward pass: q and k and their gradients where they are apart
-// from the projection's; on the CPU two values a head of softmax, or q before it is widened; on a
-// GPU dq in float32 and two statistics a head.
-int64_t CoreBytes(const LayerShape& layer, const ComputeShape& compute) {
-  int64_t columns = (layer.widens_qk ? 2 : 1) * layer.copied_qk_width;
-  if (compute.is_gpu) {
-    const int64_t softmax = layer.has_lse ? layer.num_heads * (4 * layer.qk_size + 8) : 0;
-    return columns * compute.element_bytes + softmax;
-  }
-  if (layer.has_lse) columns += 2 * layer.num_heads;
-  if (layer.widens_qk) columns += layer.out_width;
-  return columns * compute.element_bytes;
-}
-
-// Bytes alive at the peak of a layer's backward pass besides what was kept.
-int64_t BackwardBytes(const ModelShape& shape, const LayerShape& layer, int64_t tokens,
-                      const ComputeShape& compute, RecomputePlan recompute) {
-  const int64_t chunk = std::min(compute.token_chunk, tokens);
-  // For all tokens, from the start to the end of the layer: the gradient of the projection.
-  int64_t bytes = layer.projection_width * compute.element_bytes;
-  if (recompute == RecomputePlan::kLayer) bytes += AttentionBytes(layer, compute);
-  // The output projection and the feed-forward, a chunk of tokens at a time. Intermediate: hidden
-  // and the gradients of its two branches; hidden: norm and its gradient; out: what enters the
-  // projection, where that is not attention's output itself.
-  int64_t chunk_width = 2 * shape.hidden_size + 3 * layer.intermediate_size;
-  if (layer.has_output_norm) chunk_width += layer.out_width;
-  if (layer.gated && !compute.is_gpu) chunk_width += layer.out_width;
-  if (recompute != RecomputePlan::kNone) {
-    chunk_width += shape.hidden_size + 2 * layer.intermediate_size;
-  }
-  const int64_t out = layer.out_width * compute.element_bytes;
-  const int64_t pieces =
-      std::max(tokens * CoreBytes(layer, compute), chunk * chunk_width * compute.element_bytes);
-  return std::max(tokens * (bytes + out) + pieces,
-                  tokens * bytes + 2 * chunk * shape.hidden_size * compute.element_bytes);
+// Enough micro-batches that every slot of the schedule and of the parameter store is in use: more
+// change nothing but how long that lasts.
+int64_t FullMicroBatches(const ModelShape& shape, const RankLayout& layout) {
+  return (static_cast<int64_t>(shape.chunks.size()) + 2) * layout.mesh.pp;
 }
 
 }  // namespace
 
-MemoryPlan PlanTrainingMemory(const ModelShape& shape, int64_t tokens, const ComputeShape& compute,
-                              RecomputePlan recompute) {
+MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
+                              const MicroBatchTokens& tokens, int64_t micro_batches,
+                              const ComputeShape& compute, RecomputePlan recompute) {
   MemoryPlan plan;
-  plan.gradients = shape.num_parameters * compute.wide_bytes;
-  plan.weights =
-      plan.gradients + (compute.has_copy ? shape.num_parameters * compute.element_bytes : 0);
-  plan.optimizer = 2 * plan.gradients;
-  // The embedding's output and the gradient of the stream, then what each layer adds; the backward
-  // pass gives a layer's back before it goes on to the layer below.
-  int64_t kept = shape.rotary_size * compute.wide_bytes +
-                 (shape.keeps_embedding ? 3 : 2) * shape.hidden_size * compute.element_bytes;
-  int64_t peak = 0;
-  for (const LayerShape& layer : shape.layers) {
-    kept += KeptBytes(shape, layer, compute, recompute);
-    peak = std::max(peak, tokens * kept + BackwardBytes(shape, layer, tokens, compute, recompute));
+  micro_batches = std::min(micro_batches, FullMicroBatches(shape, layout));
+  PlanParameters(shape, layout, micro_batches, compute, &plan);
+  const auto num_chunks = static_cast<int>(shape.chunks.size());
+  std::vector<PassMemory> of_chunk;
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
+    of_chunk.push_back(PassMemoryOf(shape, chunk, layout, tokens, compute, recompute));
   }
-  plan.activations = kept * tokens;
-  // Logits, the head's input and its gradient; a loss a token.
-  const int64_t head_rows = std::min(tokens, compute.logits_rows);
-  const int64_t head =
-      head_rows * (shape.vocab_size + 2 * shape.hidden_size) * compute.element_bytes +
-      tokens * (compute.is_gpu ? 4 : 8);
-  plan.workspace = std::max(peak - plan.activations, head);
+  std::vector<PassMemory> of_slot;
+  for (const PassEvent& event :
+       PassEvents(layout.mesh, layout.coord.pp, num_chunks, micro_batches)) {
+    const auto slot = static_cast<size_t>(event.slot);
+    if (slot >= of_slot.size()) of_slot.resize(slot + 1);
+    const PassMemory& pass = of_chunk[static_cast<size_t>(event.chunk)];
+    of_slot[slot].kept = std::max(of_slot[slot].kept, pass.kept);
+    of_slot[slot].peak = std::max(of_slot[slot].peak, pass.peak);
+  }
+  for (const PassMemory& slot : of_slot) {
+    plan.activations += slot.kept;
+    plan.workspace += slot.peak - slot.kept;
+  }
+  if (layout.mesh.pp > 1 && !(shape.is_first && num_chunks == 1)) {
+    const int64_t rows =
+        StreamRows(tokens.mine(layout), compute.token_chunk, layout.mesh.tp, layout.coord.tp);
+    const int64_t used = std::min(kOutgoingBuffers, micro_batches * num_chunks);
+    plan.workspace += used * rows * shape.hidden_size * compute.element_bytes;
+  }
   if (compute.is_gpu) plan.workspace += kGpuScratchBytes;
   return plan;
+}
+
+MemoryPlan PlanTrainingMemory(const ModelShape& shape, int64_t tokens, const ComputeShape& compute,
+                              RecomputePlan recompute) {
+  MicroBatchTokens micro_batch;
+  micro_batch.all = tokens;
+  micro_batch.rows = {tokens};
+  return PlanTrainingMemory(shape, RankLayout(), micro_batch, 1, compute, recompute);
 }
 
 }  // namespace evenkeel

@@ -1,16 +1,16 @@
 // How much memory a rank needs for a training step, by purpose, before anything is started. It
-// follows what the runtime allocates, item by item; a test holds the two together. On the CPU only
+// follows what the runtime allocates, item by item; tests hold the two together. On the CPU only
 // the scratch of the attention kernels is left out: a few hundred KiB a thread, whatever the
 // length.
 #pragma once
 
 #include <cstdint>
 
+#include "scheduler/compute_shape.h"
 #include "scheduler/model_shape.h"
+#include "scheduler/rank_layout.h"
 
 namespace evenkeel {
-
-enum class RecomputePlan { kNone, kMlp, kLayer };
 
 struct MemoryPlan {
   int64_t weights = 0;  // bytes, all of them
@@ -21,17 +21,13 @@ struct MemoryPlan {
   int64_t total() const { return weights + gradients + optimizer + activations + workspace; }
 };
 
-// How a device computes, as far as memory goes.
-struct ComputeShape {
-  int64_t element_bytes = 4;  // of activations
-  int64_t wide_bytes = 4;     // of weights, gradients, optimizer state and statistics
-  bool has_copy = false;      // a copy of the weights in the dtype of the activations
-  int64_t token_chunk = 512;  // rows that the token-wise pieces work on at a time
-  int64_t logits_rows = 512;  // rows of logits that exist at a time
-  bool is_gpu = false;
-};
-
-// `tokens` of one micro-batch; optimizer state is two values a parameter.
+// Of a rank that holds the part `shape`, with micro-batches of `tokens` each. Optimizer state is
+// two values a parameter. Stages of a pipeline keep several micro-batches, each in an arena of its
+// own, which once it has grown stays so: activations and workspace are there as often.
+MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
+                              const MicroBatchTokens& tokens, int64_t micro_batches,
+                              const ComputeShape& compute, RecomputePlan recompute);
+// Of one rank with the whole model and one micro-batch of `tokens`.
 MemoryPlan PlanTrainingMemory(const ModelShape& shape, int64_t tokens, const ComputeShape& compute,
                               RecomputePlan recompute);
 

@@ -48,6 +48,7 @@ Arena::Arena(Arena&& other) noexcept
     : base_(std::exchange(other.base_, nullptr)),
       capacity_(std::exchange(other.capacity_, 0)),
       offset_(std::exchange(other.offset_, 0)),
+      peak_(std::exchange(other.peak_, 0)),
       gpu_(other.gpu_),
       range_(std::move(other.range_)),
       blocks_(std::move(other.blocks_)),
@@ -81,6 +82,7 @@ TensorView Arena::Allocate(DType dtype, Shape shape, MemoryPurpose purpose) {
   }
   void* data = base_ + offset_;
   offset_ += bytes;
+  peak_ = std::max(peak_, offset_);
   blocks_.push_back({purpose, bytes});
   tracker_->Add(purpose, bytes);
   return TensorView(data, dtype, shape, device());

@@ -50,6 +50,8 @@ class Arena {
   void Release(const Mark& mark);
 
   int64_t bytes_in_use() const { return offset_; }
+  // The most that was in use at once, which is the memory that stays.
+  int64_t peak_bytes() const { return peak_; }
   int64_t capacity() const { return capacity_; }
   Device device() const { return gpu_ == nullptr ? Device::kCpu : Device::kCuda; }
 
@@ -65,6 +67,7 @@ class Arena {
   char* base_ = nullptr;
   int64_t capacity_ = 0;
   int64_t offset_ = 0;
+  int64_t peak_ = 0;
   CudaDevice* gpu_ = nullptr;           // null: host memory, mapped by this object
   std::shared_ptr<DeviceRange> range_;  // on a GPU: the memory
   std::vector<Block> blocks_;

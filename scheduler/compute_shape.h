@@ -1,0 +1,23 @@
+// How a device computes, as far as planning goes. Filled by models/.
+#pragma once
+
+#include <cstdint>
+
+namespace evenkeel {
+
+// Which activations are computed again in the backward pass (models/block.h).
+enum class RecomputePlan { kNone, kMlp, kLayer };
+
+struct ComputeShape {
+  int64_t element_bytes = 4;  // of activations
+  int64_t wide_bytes = 4;     // of weights, gradients, optimizer state and statistics
+  bool has_copy = false;      // a copy of the weights in the dtype of the activations
+  int64_t token_chunk = 512;  // rows that the token-wise pieces work on at a time
+  int64_t logits_rows = 512;  // rows of logits that exist at a time
+  bool is_gpu = false;
+
+  // Of a loss, and of each statistic of logits that are split over ranks.
+  int64_t loss_bytes() const { return is_gpu ? 4 : 8; }
+};
+
+}  // namespace evenkeel

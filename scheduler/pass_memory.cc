@@ -1,0 +1,205 @@
+#include "scheduler/pass_memory.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "scheduler/core_memory.h"
+#include "scheduler/memory_meter.h"
+
+namespace evenkeel {
+namespace {
+
+// Buffers that rows wait in between the stages of a walk over chunks (models/block_chunks.h).
+constexpr int64_t kChunksInFlight = 3;
+// Buffers of a gather or scatter of chunks (parallel/token_shards.h).
+constexpr int64_t kTravelBuffers = 2;
+constexpr int64_t kLogitStatistics = 3;
+
+// The allocations of one pass, in their order.
+class PassReplay {
+ public:
+  PassReplay(const ModelShape& shape, const RankLayout& layout, const MicroBatchTokens& tokens,
+             const ComputeShape& compute, RecomputePlan recompute)
+      : shape_(shape),
+        layout_(layout),
+        tokens_(tokens),
+        compute_(compute),
+        recompute_(recompute),
+        tp_(layout.mesh.tp),
+        mine_(tokens.mine(layout)),
+        stream_(StreamRows(mine_, compute.token_chunk, tp_, layout.coord.tp)),
+        chunk_(std::min(compute.token_chunk, mine_)),
+        width_(shape.hidden_size) {}
+
+  PassMemory Run(int chunk) {
+    const bool begins = shape_.is_first && chunk == 0;
+    const bool ends = shape_.is_last && chunk + 1 == static_cast<int>(shape_.chunks.size());
+    const ChunkShape& layers = shape_.chunks[static_cast<size_t>(chunk)];
+    AddWide(mine_ * shape_.rotary_size);
+    if (begins && shape_.keeps_embedding) Add(stream_ * width_);
+    Add(2 * stream_ * width_);  // x and dx
+    if (begins) Travel();
+    std::vector<int64_t> marks;
+    for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
+      marks.push_back(meter_.now());
+      Add(stream_ * width_);
+      Forward(LayerOf(layer));
+    }
+    const int64_t kept = meter_.now();
+    if (ends) Head();
+    for (int64_t layer = layers.end; layer-- > layers.begin;) {
+      Backward(LayerOf(layer));
+      meter_.Release(marks[static_cast<size_t>(layer - layers.begin)]);
+    }
+    if (begins) Travel();
+    return {kept, meter_.peak()};
+  }
+
+ private:
+  const LayerShape& LayerOf(int64_t layer) const {
+    return shape_.layers[static_cast<size_t>(layer)];
+  }
+  bool keeps_norms() const { return compute_.is_gpu && recompute_ == RecomputePlan::kNone; }
+  bool keeps_mlp() const { return recompute_ == RecomputePlan::kNone; }
+
+  void Add(int64_t elements) { meter_.Add(elements * compute_.element_bytes); }
+  void AddWide(int64_t elements) { meter_.Add(elements * compute_.wide_bytes); }
+  // Buffers of so many gathers and scatters of chunks of the stream.
+  void AddTravel(int64_t count) {
+    if (tp_ > 1) Add(count * kTravelBuffers * chunk_ * width_);
+  }
+  void Travel() {
+    const MeterScope scope(meter_);
+    AddTravel(1);
+  }
+  // Rows of the stream for the chunks in flight.
+  void AddChunkedRows(int64_t chunk_rows) {
+    Add((tp_ > 1 ? kChunksInFlight : 1) * ((chunk_rows + tp_ - 1) / tp_) * width_);
+  }
+
+  void KeepAttention(const LayerShape& layer) {
+    Add(mine_ * (layer.projection_width + layer.out_width));
+    if (layer.has_lse) AddWide(mine_ * layer.num_heads);
+    if (layer.is_linear && layout_.mesh.cp > 1) {
+      AddWide(tokens_.pieces_before * layer.state_size());
+    }
+    if (layer.has_output_norm && tp_ > 1) AddWide(mine_);
+  }
+
+  void AttentionForward(const LayerShape& layer) {
+    {
+      const MeterScope scope(meter_);
+      if (!keeps_norms()) AddChunkedRows(chunk_);
+      AddTravel(1);
+    }
+    const MeterScope scope(meter_);
+    Add(mine_ * layer.copied_qk_width);
+    if (layer.widens_qk && !compute_.is_gpu) {
+      const MeterScope activated(meter_);
+      Add(mine_ * layer.out_width);
+    }
+    meter_.Add(CoreForwardBytes(layer, layout_, tokens_, compute_));
+  }
+
+  // What enters the output projection, and, where it is made of a norm and a gate, the norm.
+  void AddOutputMix(const LayerShape& layer) {
+    if (!layer.has_output_norm) return;
+    Add(chunk_ * layer.out_width);
+    if (layer.gated && tp_ == 1 && !compute_.is_gpu) Add(chunk_ * layer.out_width);
+  }
+
+  void Forward(const LayerShape& layer) {
+    const int64_t before = meter_.now();
+    KeepAttention(layer);
+    if (keeps_mlp()) Add(stream_ * width_ + 2 * mine_ * layer.intermediate_size);
+    if (keeps_norms()) Add(2 * stream_ * width_);
+    AttentionForward(layer);
+    {
+      const MeterScope scope(meter_);
+      AddOutputMix(layer);
+      if (!keeps_mlp()) AddChunkedRows(chunk_);
+      if (!keeps_norms()) AddChunkedRows(chunk_);
+      Add(chunk_ * (keeps_mlp() ? 1 : 3) * layer.intermediate_size);
+      AddTravel(3);
+    }
+    if (recompute_ == RecomputePlan::kLayer) meter_.Release(before);
+  }
+
+  void Backward(const LayerShape& layer) {
+    const MeterScope scope(meter_);
+    if (recompute_ == RecomputePlan::kLayer) {
+      KeepAttention(layer);
+      AttentionForward(layer);
+    }
+    Add(mine_ * layer.projection_width);
+    {
+      const MeterScope core(meter_);
+      Add(mine_ * layer.out_width);
+      PostAttentionBackward(layer);
+      Add((layer.widens_qk ? 2 : 1) * mine_ * layer.copied_qk_width);
+      {
+        const MeterScope attention(meter_);
+        meter_.Add(CoreBackwardBytes(layer, layout_, tokens_, compute_));
+      }
+      // q before it is widened.
+      if (layer.widens_qk && !compute_.is_gpu) Add(mine_ * layer.out_width);
+    }
+    if (!keeps_norms()) AddChunkedRows(chunk_);
+    AddChunkedRows(chunk_);
+    AddTravel(2);
+  }
+
+  void PostAttentionBackward(const LayerShape& layer) {
+    {
+      const MeterScope scope(meter_);
+      AddOutputMix(layer);
+      if (!keeps_mlp()) AddChunkedRows(chunk_);
+      if (!keeps_norms()) AddChunkedRows(chunk_);
+      AddChunkedRows(chunk_);
+      Add(chunk_ * (keeps_mlp() ? 3 : 5) * layer.intermediate_size);
+      AddTravel(5);
+    }
+    if (layer.has_output_norm && tp_ > 1) {
+      const MeterScope scope(meter_);
+      AddWide(mine_);
+    }
+  }
+
+  // Logits, the head's input and its gradient; a loss a token. Alone, a chunk of tokens is one of
+  // logits.
+  void Head() {
+    const MeterScope scope(meter_);
+    const int64_t rows = std::min(compute_.logits_rows, tp_ > 1 ? chunk_ : mine_);
+    const int64_t chunk = tp_ > 1 ? chunk_ : rows;
+    const int64_t columns = compute_.is_gpu ? (shape_.vocab_size + 7) / 8 * 8 : shape_.vocab_size;
+    meter_.Add(mine_ * compute_.loss_bytes());
+    Add(rows * columns);
+    AddChunkedRows(chunk);
+    AddChunkedRows(chunk);
+    AddTravel(2);
+    if (tp_ > 1) meter_.Add((1 + tp_) * rows * kLogitStatistics * compute_.loss_bytes());
+  }
+
+  const ModelShape& shape_;
+  const RankLayout& layout_;
+  const MicroBatchTokens& tokens_;
+  const ComputeShape& compute_;
+  RecomputePlan recompute_;
+  int tp_;
+  int64_t mine_;    // T: tokens that this rank's core attention sees
+  int64_t stream_;  // S: of them, those whose stream it holds
+  int64_t chunk_;   // rows of the largest chunk
+  int64_t width_;
+  MemoryMeter meter_;
+};
+
+}  // namespace
+
+PassMemory PassMemoryOf(const ModelShape& shape, int chunk, const RankLayout& layout,
+                        const MicroBatchTokens& tokens, const ComputeShape& compute,
+                        RecomputePlan recompute) {
+  if (tokens.all == 0) return PassMemory();
+  return PassReplay(shape, layout, tokens, compute, recompute).Run(chunk);
+}
+
+}  // namespace evenkeel

@@ -1,0 +1,49 @@
+// A rank's place in the layout of a run, and what it sees of a micro-batch. Pure.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "parallel/context_strategy.h"
+#include "parallel/mesh.h"
+#include "parallel/sharding.h"
+
+namespace evenkeel {
+
+struct RankLayout {
+  MeshShape mesh;
+  MeshCoord coord;
+  ShardingStage sharding = ShardingStage::kNone;
+  ContextStrategy context;
+  int key_value_copies = 1;  // tensor-parallel ranks that hold the same key/value head
+
+  // The ranks with the same parameters, and this rank's place among them.
+  int data_ranks() const { return mesh.dp * mesh.cp; }
+  int data_place() const { return coord.dp * mesh.cp + coord.cp; }
+  // What becomes of `sharding` where there is nobody to share with.
+  ShardingStage stage() const { return data_ranks() > 1 ? sharding : ShardingStage::kNone; }
+};
+
+// Tokens of a micro-batch, as a context-parallel rank sees them.
+struct MicroBatchTokens {
+  int64_t all = 0;                // of all cp ranks
+  std::vector<int64_t> rows;      // of each
+  int64_t pieces_before = 0;      // this rank's pieces that continue an earlier one
+  int64_t pieces_after = 0;       // this rank's pieces that a later one continues
+  int64_t all_pieces_before = 0;  // likewise, of all ranks
+  int64_t all_pieces_after = 0;
+
+  int64_t mine(const RankLayout& layout) const {
+    return rows[static_cast<size_t>(layout.coord.cp)];
+  }
+};
+
+// Of documents of the given lengths.
+MicroBatchTokens CountTokens(const RankLayout& layout, absl::Span<const int64_t> document_lengths);
+
+// Rows of the stream that tensor-parallel rank `rank` of `ranks` holds of `tokens`, which are
+// shared chunk by chunk (parallel/token_shards.h).
+int64_t StreamRows(int64_t tokens, int64_t chunk_rows, int ranks, int rank);
+
+}  // namespace evenkeel
