@@ -29,7 +29,8 @@ absl::Status Train(const ConfigOptions& options) {
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
-    EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, CheckFits(config, rank.memory), "memory"));
+    EK_RETURN_IF_ERROR(
+        AgreeOnStatus(rank.comm, CheckFits(config, rank.comm.size(), rank.memory), "memory"));
     auto trainer = Trainer::Create(config, rank);
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());

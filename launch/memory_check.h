@@ -1,20 +1,24 @@
-// Whether a run fits into the memory of its host or GPU, asked before anything is allocated.
+// Whether a run fits into the memory of its hosts or GPUs, asked before anything is allocated.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "scheduler/memory_plan.h"
 
 namespace evenkeel {
 
-// The memory plan of one rank: a micro-batch of `micro_batch_size` samples.
-MemoryPlan PlanRankMemory(const RunConfig& config, int64_t micro_batch_size, Recompute recompute);
+// The memory plan of the rank that needs most, of a run on `world_size` ranks with micro-batches of
+// `micro_batch_size` samples. Fails as PlanParallel does.
+absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world_size,
+                                          int64_t micro_batch_size, Recompute recompute);
 
-// Fails with kResourceExhausted if the ranks that share the memory need more together. The message
-// says by how much, and the nearest settings that fit.
-absl::Status CheckFits(const RunConfig& config, const MemoryBudget& memory);
+// Fails with kResourceExhausted if ranks that share a memory need more together; those are
+// neighbours, as mpirun fills host by host. The message says by how much, and the nearest settings
+// that fit. Fails as PlanParallel does if the ranks do not suit the layout.
+absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory);
 
 }  // namespace evenkeel

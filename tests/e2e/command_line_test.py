@@ -66,12 +66,74 @@ class CommandLineTest(EndToEndTest):
         self.assertRegex(self.run_program("doctor", ranks=2), r"all-reduce of 16 MiB +[\d.]+ ms")
         plan = json.loads(self.run_program("plan", "--config", config, "--ranks", 3, "--json"))
         self.assertEqual(plan["ranks"], 3)
-        self.assertEqual(plan["micro_batches"], {"most": 2, "least": 1})
+        self.assertEqual(plan["micro_batches"], {"per_replica": 2, "empty": 2, "short": 0})
         self.run_program("plan", "--config", config)
         self.assertIn("train.lr", self.run_program("config", "keys"))
         printed = self.folder / "printed.yaml"
         printed.write_text(self.run_program("config", "check", config, "--print"))
         self.run_program("config", "check", printed)
+        self.assertFalse(run.exists())
+
+    def test_plan_of_a_layout(self):
+        config, run = self.config(model__num_layers=4)
+        def plan(*words, code=0, **degrees):
+            sets = [word for key, value in degrees.items()
+                    for word in ("--set", f"parallel.{key}={value}")]
+            return self.run_program("plan", "--config", config, *sets, *words, code=code)
+        def kinds(**degrees):
+            return json.loads(plan("--json", **degrees))["kinds"]
+
+        # Without --ranks, as many as the degrees multiply to.
+        report = json.loads(plan("--json", pp=2, virtual_stages=2, tp=2, cp=2, dp=2, zero=1))
+        self.assertEqual(report["ranks"], 16)
+        self.assertEqual(report["mesh"], {"pp": 2, "virtual_stages": 2, "dp": 2, "cp": 2, "tp": 2,
+                                          "zero": 1})
+        self.assertEqual(report["micro_batches"], {"per_replica": 2, "empty": 0, "short": 0})
+        self.assertEqual(sum(kind["ranks"] for kind in report["kinds"]), 16)
+        totals = [kind["memory"]["total"] for kind in report["kinds"]]
+        self.assertEqual(totals, sorted(totals, reverse=True))
+        self.assertEqual(report["memory_per_rank"]["total"], totals[0])
+        for kind in report["kinds"]:
+            self.assertEqual(kind["layers_of_chunks"], [1, 1])
+            self.assertEqual({layer["heads"] for layer in kind["layers"]}, {1})
+            self.assertLess(kind["owned_parameters"], kind["parameters"])
+            self.assertEqual(sum(bytes for axis in kind["sent_bytes"].values()
+                                 for bytes in axis.values()), kind["sent_bytes_total"])
+            self.assertIn("reduce-scatter", kind["sent_bytes"]["data"])
+        self.assertGreater(report["timetable"]["idle_share"], 0)
+
+        # Parameters of all stages and slices are those of the model; gradients go round a ring.
+        whole = kinds()[0]
+        self.assertEqual(whole["sent_bytes"], {})
+        self.assertEqual(sum(kind["parameters"] for kind in kinds(pp=4)), whole["parameters"])
+        self.assertAlmostEqual(kinds(dp=4)[0]["sent_bytes"]["data"]["all-reduce"],
+                               1.5 * whole["memory"]["gradients"])
+        self.assertLess(kinds(dp=4, zero=3)[0]["memory"]["optimizer"],
+                        whole["memory"]["optimizer"] / 3)
+        self.assertLess(kinds(cp=4)[0]["memory"]["activations"],
+                        whole["memory"]["activations"] / 2)
+
+        picture = self.folder / "schedule.svg"
+        text = plan("--ranks", 4, "--svg", picture, pp=4)
+        self.assertIn("Mesh of 4 ranks: pp 4, dp 1, cp 1, tp 1\n", text)
+        self.assertRegex(text, r"stage 3 +1 +1 +2 +2 +24 +\d+")
+        self.assertRegex(text, r"pp forward +send ")
+        self.assertRegex(text, r"(?m)^rank 3 .*%\n.*% idle; 0-9 forward")
+        self.assertIn("</svg>", picture.read_text())
+        self.assertIn("3 in all, of which 1 is short, so 17 % of the replicas' time is idle.",
+                      plan("--ranks", 3, "--set", "train.micro_batch_size=2",
+                           "--set", "train.global_batch_size=5"))
+        self.assertIn("6 in all, of which 2 are empty, so 33 %", plan("--ranks", 3))
+        self.assertIn("Some replicas have no work: raise train.global_batch_size to 5 or more",
+                      plan("--ranks", 5))
+
+        # One message, as train gives it.
+        for words, degrees in ((("--ranks", 6), {"tp": 4}), (("--ranks", 3), {"tp": 3}),
+                               ((), {"pp": 5})):
+            output = plan(*words, code=USAGE, **degrees)
+            self.assertEqual(output.count("error: "), 1, output)
+            self.assertIn("mesh pp ", output)
+        self.assertIn("parallel.pp is 1", plan("--svg", picture, code=USAGE))
         self.assertFalse(run.exists())
 
     def test_from_text_to_text(self):

@@ -24,7 +24,7 @@ RunConfig SmallRun() {
 }
 
 int64_t Total(const RunConfig& config, int64_t micro_batch, Recompute recompute) {
-  return PlanRankMemory(config, micro_batch, recompute).total();
+  return PlanRankMemory(config, 1, micro_batch, recompute)->total();
 }
 
 MemoryBudget Host(int ranks, int64_t bytes) {
@@ -34,10 +34,10 @@ MemoryBudget Host(int ranks, int64_t bytes) {
 TEST(CheckFits, AllowsWhatJustFits) {
   const RunConfig config = SmallRun();
   const int64_t need = Total(config, 4, Recompute::kNone);
-  EXPECT_TRUE(CheckFits(config, Host(1, need)).ok());
-  EXPECT_FALSE(CheckFits(config, Host(1, need - 1)).ok());
-  EXPECT_TRUE(CheckFits(config, Host(3, 3 * need)).ok());
-  EXPECT_FALSE(CheckFits(config, Host(4, 3 * need)).ok());
+  EXPECT_TRUE(CheckFits(config, 1, Host(1, need)).ok());
+  EXPECT_FALSE(CheckFits(config, 1, Host(1, need - 1)).ok());
+  EXPECT_TRUE(CheckFits(config, 1, Host(3, 3 * need)).ok());
+  EXPECT_FALSE(CheckFits(config, 1, Host(4, 3 * need)).ok());
 }
 
 TEST(CheckFits, PlansForTheMicroBatchThatIsReallyRun) {
@@ -61,14 +61,14 @@ TEST(CheckFits, NamesTheNearestRemedy) {
       {Total(config, 1, Recompute::kLayer) - 1, ": lower data.sequence_length"},
   };
   for (const auto& c : cases) {
-    const absl::Status status = CheckFits(config, Host(1, c.host_bytes));
+    const absl::Status status = CheckFits(config, 1, Host(1, c.host_bytes));
     EXPECT_THAT(std::string(status.message()), ::testing::EndsWith(c.remedy));
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kOutOfMemory);
   }
 }
 
 TEST(CheckFits, FewerRanksAreARemedyOnlyOfSeveral) {
-  const absl::Status status = CheckFits(SmallRun(), Host(2, int64_t{1} << 20));
+  const absl::Status status = CheckFits(SmallRun(), 1, Host(2, int64_t{1} << 20));
   EXPECT_THAT(std::string(status.message()),
               ::testing::EndsWith(": start fewer ranks a host, or lower data.sequence_length"));
 }
@@ -79,11 +79,11 @@ TEST(CheckFits, SpeaksOfTheGpuAndPlansForIt) {
   config.runtime.device = Device::kCuda;
   EXPECT_NE(Total(config, 4, Recompute::kNone), on_cpu);
   const auto message = [&](int64_t bytes, int sharers) {
-    const absl::Status status = CheckFits(config, {bytes, sharers, "GPU"});
+    const absl::Status status = CheckFits(config, 1, {bytes, sharers, "GPU"});
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kOutOfMemory);
     return std::string(status.message());
   };
-  EXPECT_TRUE(CheckFits(config, {Total(config, 4, Recompute::kNone), 1, "GPU"}).ok());
+  EXPECT_TRUE(CheckFits(config, 1, {Total(config, 4, Recompute::kNone), 1, "GPU"}).ok());
   EXPECT_THAT(message(Total(config, 4, Recompute::kNone) - 1, 1), HasSubstr("1 rank of this GPU"));
   const int64_t three = Total(config, 3, Recompute::kNone);
   EXPECT_THAT(message(three, 1), HasSubstr("the GPU has " + FormatBytes(three)));
@@ -99,17 +99,64 @@ TEST(CheckFits, FindsTheRemedyOfAHugeBatchAtOnce) {
   RunConfig config = SmallRun();
   config.train.micro_batch_size = config.train.global_batch_size = 1000000;
   EXPECT_THAT(
-      std::string(CheckFits(config, Host(1, Total(config, 777, Recompute::kNone))).message()),
+      std::string(CheckFits(config, 1, Host(1, Total(config, 777, Recompute::kNone))).message()),
       ::testing::EndsWith(": train.micro_batch_size=777 fits"));
 }
 
 TEST(CheckFits, SaysHowMuchIsNeededAndThere) {
   const RunConfig config = SmallRun();
-  const absl::Status status = CheckFits(config, Host(2, int64_t{1} << 20));
+  const absl::Status status = CheckFits(config, 1, Host(2, int64_t{1} << 20));
   EXPECT_THAT(std::string(status.message()), HasSubstr("2 ranks of this host need"));
   EXPECT_THAT(std::string(status.message()),
               HasSubstr(FormatBytes(Total(config, 4, Recompute::kNone))));
   EXPECT_THAT(std::string(status.message()), HasSubstr("the host has 1.0 MiB"));
+}
+
+// Stages of a pipeline need differently much: what counts is what neighbours need together.
+TEST(CheckFits, AddsUpTheRanksOfAHost) {
+  RunConfig config = SmallRun();
+  config.parallel.mesh.pp = 4;
+  const int64_t largest = PlanRankMemory(config, 4, 1, Recompute::kNone)->total();
+  config.train.micro_batch_size = 1;
+  // The first stage keeps four micro-batches, the last one.
+  int64_t fits = largest, all = 4 * largest;
+  while (fits < all) {
+    const int64_t middle = fits + (all - fits) / 2;
+    if (CheckFits(config, 4, Host(4, middle)).ok()) {
+      all = middle;
+    } else {
+      fits = middle + 1;
+    }
+  }
+  EXPECT_GT(fits, 2 * largest);
+  EXPECT_LT(fits, 3 * largest);
+  EXPECT_TRUE(CheckFits(config, 4, Host(1, largest)).ok());
+  const absl::Status status = CheckFits(config, 4, Host(4, fits - 1));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("together, the largest " + FormatBytes(largest)));
+}
+
+TEST(CheckFits, ReplicasShareTheStateWhereThatHelps) {
+  RunConfig config = SmallRun();
+  config.data.sequence_length = 16;
+  config.model.hidden_size = 256;
+  config.train.micro_batch_size = 1;
+  config.parallel.zero = ShardingStage::kGradients;
+  const int64_t need = PlanRankMemory(config, 4, 1, Recompute::kLayer)->total();
+  config.parallel.zero = ShardingStage::kNone;
+  EXPECT_THAT(std::string(CheckFits(config, 4, Host(1, need)).message()),
+              ::testing::EndsWith(": parallel.zero=2 and runtime.recompute=layer with "
+                                  "train.micro_batch_size=1 fits"));
+  EXPECT_THAT(std::string(CheckFits(config, 4, Host(1, 1 << 20)).message()),
+              ::testing::EndsWith(": raise parallel.tp, pp or cp, or lower data.sequence_length"));
+}
+
+TEST(CheckFits, RefusesAMeshThatDoesNotSuit) {
+  RunConfig config = SmallRun();
+  config.parallel.mesh.tp = 3;
+  const absl::Status status = CheckFits(config, 3, Host(1, int64_t{1} << 40));
+  EXPECT_EQ(status, PlanParallel(config.model, config.parallel, 3).status());
+  EXPECT_FALSE(status.ok());
 }
 
 }  // namespace
