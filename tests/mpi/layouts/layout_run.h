@@ -153,6 +153,14 @@ struct PartRun {
   RankPlacement place;
 };
 
+// Whether a rank has failed, so that all leave a test together. Collective.
+inline bool FailedAnywhere(Communicator& comm) {
+  double failed = testing::Test::HasFailure() ? 1 : 0;
+  EXPECT_TRUE(
+      comm.AllReduce(TensorView(&failed, DType::kF64, {1}), ReduceOp::kMax, "failures").ok());
+  return failed > 0;
+}
+
 // Targets of all replicas' micro-batches.
 inline int64_t CountTargets(const std::vector<std::vector<PackedBatch>>& batches) {
   int64_t count = 0;

@@ -16,6 +16,7 @@ namespace {
 
 using testing_support::BatchesOf;
 using testing_support::DrawLayout;
+using testing_support::FailedAnywhere;
 using testing_support::LayoutCase;
 using testing_support::ListedLayouts;
 using testing_support::NamedLayout;
@@ -83,14 +84,14 @@ class Volume : public testing::Test {
 TEST_F(Volume, IsThatOfListedLayouts) {
   for (const LayoutCase& layout : ListedLayouts(comm_.size())) {
     Compare(layout);
-    if (HasFailure()) return;
+    if (FailedAnywhere(comm_)) return;
   }
 }
 
 TEST_F(Volume, IsThatOfDrawnLayouts) {
   for (uint64_t seed = 900; seed < 912; ++seed) {
     Compare(DrawLayout(seed, comm_.size()));
-    if (HasFailure()) return;
+    if (FailedAnywhere(comm_)) return;
   }
 }
 
