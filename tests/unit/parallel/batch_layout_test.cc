@@ -17,12 +17,13 @@ std::vector<Range> RangesOf(const std::vector<MicroBatch>& batches) {
   return ranges;
 }
 
-// The micro-batches of all ranks, by first sample.
+// The micro-batches of all ranks with a sample, by first sample.
 std::vector<Range> AllRanges(int64_t step, int64_t global, int64_t micro, int dp) {
   std::vector<Range> all;
   for (int rank = 0; rank < dp; ++rank) {
-    const auto ranges = RangesOf(MicroBatchesOfRank(step, global, micro, rank, dp));
-    all.insert(all.end(), ranges.begin(), ranges.end());
+    for (const Range& range : RangesOf(MicroBatchesOfRank(step, global, micro, rank, dp))) {
+      if (range.second > 0) all.push_back(range);
+    }
   }
   std::sort(all.begin(), all.end());
   return all;
@@ -39,9 +40,10 @@ TEST(BatchLayout, DealsByTable) {
       {3, 8, 2, 1, 2, {{26, 2}, {30, 2}}},
       {0, 7, 2, 1, 2, {{2, 2}, {6, 1}}},  // the last one is smaller
       {1, 5, 2, 2, 3, {{9, 1}}},
-      {0, 2, 1, 2, 4, {}},         // no work for this rank
-      {0, 1, 16, 0, 4, {{0, 1}}},  // a micro-batch larger than the batch
-      {5, 1, 16, 1, 4, {}},
+      {0, 2, 1, 2, 4, {{2, 0}}},          // no work for this rank
+      {0, 7, 2, 2, 3, {{4, 2}, {7, 0}}},  // none in the last turn
+      {0, 1, 16, 0, 4, {{0, 1}}},         // a micro-batch larger than the batch
+      {5, 1, 16, 1, 4, {{6, 0}}},
   };
   for (const auto& c : cases) {
     EXPECT_EQ(RangesOf(MicroBatchesOfRank(c.step, c.global, c.micro, c.rank, c.dp)), c.expected)
@@ -69,16 +71,21 @@ TEST(BatchLayout, MicroBatchesPartitionTheStepWhateverTheRanks) {
   }
 }
 
-TEST(BatchLayout, RanksHaveEqualWorkButForOneMicroBatch) {
+// Replicas take part in the same collectives, so they count alike; what is left over is empty and
+// comes last, and no turn is empty on all of them.
+TEST(BatchLayout, ReplicasHaveEquallyManyMicroBatchesAndEmptyOnesComeLast) {
   for (int64_t global = 1; global <= 40; ++global) {
     for (int dp = 1; dp <= 6; ++dp) {
-      size_t most = 0, least = 1000;
+      const auto most = static_cast<size_t>((global + 3 * dp - 1) / (3 * dp));
       for (int rank = 0; rank < dp; ++rank) {
-        const size_t count = MicroBatchesOfRank(0, global, 3, rank, dp).size();
-        most = std::max(most, count);
-        least = std::min(least, count);
+        const auto batches = MicroBatchesOfRank(2, global, 3, rank, dp);
+        ASSERT_EQ(batches.size(), most) << global << " samples, rank " << rank << " of " << dp;
+        for (size_t i = 0; i < batches.size(); ++i) {
+          ASSERT_GE(batches[i].num_samples, rank == 0 ? 1 : 0);
+          const bool is_empty = batches[i].num_samples == 0;
+          ASSERT_TRUE(!is_empty || i + 1 == batches.size());
+        }
       }
-      ASSERT_LE(most - least, 1u);
     }
   }
 }
