@@ -185,6 +185,73 @@ TEST_F(Collectives, AllToAllWithCounts) {
   }
 }
 
+// An empty tensor may lie where the other one of the call begins: neighbours in an arena do. Open
+// MPI takes equal addresses for MPI_IN_PLACE, so they must not reach it.
+TEST_F(Collectives, AnEmptyTensorMayLieWhereTheOtherOneBegins) {
+  const int n = comm_.size(), me = comm_.rank();
+  const auto at = static_cast<size_t>(me);
+  constexpr int64_t kColumns = 3;
+  // First the even ranks send alone, then the odd ones; and the other way round they receive.
+  for (const int parity : {0, 1}) {
+    const auto is_source = [parity](int rank) { return rank % 2 == parity; };
+    std::vector<int64_t> rows, none(static_cast<size_t>(n), 0);
+    for (int r = 0; r < n; ++r) rows.push_back(is_source(r) ? 2 + r : 0);
+    const int64_t total = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+
+    // All to all: sources send one row to every other rank, and receive nothing. Rank by rank,
+    // whoever sends or receives nothing has the address of what it does receive or send.
+    std::vector<int64_t> send_rows(none), recv_rows(none);
+    for (int peer = 0; peer < n; ++peer) {
+      if (is_source(me) && !is_source(peer)) send_rows[static_cast<size_t>(peer)] = 1;
+      if (!is_source(me) && is_source(peer)) recv_rows[static_cast<size_t>(peer)] = 1;
+    }
+    const int64_t sent = std::accumulate(send_rows.begin(), send_rows.end(), int64_t{0});
+    const int64_t received = std::accumulate(recv_rows.begin(), recv_rows.end(), int64_t{0});
+    std::vector<double> buffer(static_cast<size_t>((sent + received) * kColumns), me);
+    ASSERT_TRUE(comm_
+                    .AllToAll(TensorView(buffer.data(), DType::kF64, {sent, kColumns}), send_rows,
+                              TensorView(buffer.data(), DType::kF64, {received, kColumns}),
+                              recv_rows, "one is empty")
+                    .ok());
+    std::vector<double> expected(static_cast<size_t>(sent * kColumns), me);
+    for (int peer = 0; peer < n; ++peer) {
+      if (recv_rows[static_cast<size_t>(peer)] > 0) expected.insert(expected.end(), kColumns, peer);
+    }
+    EXPECT_EQ(buffer, expected);
+
+    // All-gather: who has no rows passes the address of all.
+    std::vector<double> mine(static_cast<size_t>(rows[at] * kColumns), me + 0.5);
+    std::vector<double> all(static_cast<size_t>(total * kColumns), -1), gathered;
+    for (int r = 0; r < n; ++r) {
+      gathered.insert(gathered.end(), static_cast<size_t>(rows[static_cast<size_t>(r)] * kColumns),
+                      r + 0.5);
+    }
+    double* const from = mine.empty() ? all.data() : mine.data();
+    ASSERT_TRUE(comm_
+                    .AllGather(TensorView(from, DType::kF64, {rows[at], kColumns}),
+                               View(all, kColumns), rows, "nothing of mine")
+                    .ok());
+    EXPECT_EQ(all, gathered);
+
+    // Reduce-scatter: who gets no rows passes the address of all.
+    std::vector<double> terms(static_cast<size_t>(total * kColumns)), sums(mine.size(), -1);
+    for (size_t i = 0; i < terms.size(); ++i) terms[i] = static_cast<double>(i) + 1000 * me;
+    const std::vector<double> untouched = terms;
+    double* const to = sums.empty() ? terms.data() : sums.data();
+    ASSERT_TRUE(comm_
+                    .ReduceScatter(View(terms, kColumns),
+                                   TensorView(to, DType::kF64, {rows[at], kColumns}), rows,
+                                   ReduceOp::kSum, "nothing for me")
+                    .ok());
+    EXPECT_EQ(terms, untouched);
+    const int64_t begin = std::accumulate(rows.begin(), rows.begin() + me, int64_t{0});
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const double element = static_cast<double>(begin * kColumns) + static_cast<double>(i);
+      ASSERT_EQ(sums[i], n * element + 500 * n * (n - 1));
+    }
+  }
+}
+
 TEST_F(Collectives, SendRecvGroups) {
   const int n = comm_.size(), me = comm_.rank();
   // To every rank, itself too: an empty message, a small and a large one.
