@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,6 +43,8 @@ struct LayoutCase {
   std::vector<std::vector<std::vector<int64_t>>> lengths;
 
   std::string ToString() const;
+  // Tokens of the longest micro-batch.
+  int64_t most_tokens() const;
 };
 
 // Models with enough heads, layers and vocabulary for eight ranks on any axis.
@@ -62,6 +65,25 @@ inline std::vector<NamedModel> LayoutModels() {
   models.back().name = "one key/value head";
   models.back().config.num_kv_heads = 1;
   return models;
+}
+
+// Makes a micro-batch so long that several chunks of tokens (models/block_chunks.h) are under way
+// at once: a document longer than the share of any two ranks, and others. All layers would take
+// long, so there are as many as the stages need, and two for each kind of layer.
+inline void Lengthen(Draw& draw, LayoutCase& layout) {
+  std::vector<std::vector<int64_t>>& replica = layout.lengths[static_cast<size_t>(
+      draw.Int(0, static_cast<int64_t>(layout.lengths.size()) - 1))];
+  std::vector<int64_t>& documents =
+      replica[static_cast<size_t>(draw.Int(0, static_cast<int64_t>(replica.size()) - 1))];
+  documents = {draw.Int(1, 60), draw.Int(500, 900)};
+  const int64_t tokens = draw.Int(1100, 1700);
+  for (int64_t sum = documents[0] + documents[1]; sum < tokens; sum += documents.back()) {
+    documents.push_back(std::min(tokens - sum, draw.Int(1, 300)));
+  }
+  const int64_t stages = layout.parallel.mesh.pp * layout.parallel.virtual_stages;
+  layout.model.num_layers =
+      std::max(stages, 2 * static_cast<int64_t>(layout.model.layer_pattern.size()));
+  layout.parallel.layers_per_stage.clear();
 }
 
 // A layout over `ranks` ranks.
@@ -121,7 +143,10 @@ inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
     layout.lengths.emplace_back();
     for (int64_t m = 0; m < micro_batches; ++m) {
       std::vector<int64_t> documents;
-      if (draw.Int(0, 7) > 0) {
+      const int64_t kind = draw.Int(0, 8);
+      if (kind == 1) {
+        documents.push_back(draw.Int(1, 3));  // fewer tokens than ranks, where there are many
+      } else if (kind > 1) {
         const int64_t n = draw.Int(1, 6);
         for (int64_t d = 0; d < n; ++d) {
           documents.push_back(draw.Int(0, 3) == 0 ? draw.Int(30, 70) : draw.Int(1, 9));
@@ -130,7 +155,30 @@ inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
       layout.lengths.back().push_back(documents);
     }
   }
+  // Chunks travel between tensor-parallel ranks.
+  if (draw.Int(0, parallel.mesh.tp > 1 ? 4 : 15) == 0) Lengthen(draw, layout);
   return layout;
+}
+
+// The first layout from `seed` on with tensor parallelism, if `ranks` can have it, and a long
+// micro-batch.
+inline LayoutCase DrawLongLayout(uint64_t seed, int ranks, Recompute recompute) {
+  LayoutCase layout = DrawLayout(seed, ranks);
+  while (ranks % 2 == 0 && layout.parallel.mesh.tp == 1) layout = DrawLayout(++seed, ranks);
+  Draw draw(seed + 1);
+  Lengthen(draw, layout);
+  layout.recompute = recompute;
+  return layout;
+}
+
+inline int64_t LayoutCase::most_tokens() const {
+  int64_t most = 0;
+  for (const auto& replica : lengths) {
+    for (const auto& documents : replica) {
+      most = std::max(most, std::accumulate(documents.begin(), documents.end(), int64_t{0}));
+    }
+  }
+  return most;
 }
 
 inline std::string LayoutCase::ToString() const {
