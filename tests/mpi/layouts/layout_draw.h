@@ -86,6 +86,17 @@ inline void Lengthen(Draw& draw, LayoutCase& layout) {
   layout.parallel.layers_per_stage.clear();
 }
 
+// Tokens cannot be exchanged for heads where these do not divide.
+inline void KeepExchangePossible(LayoutCase& layout) {
+  ParallelConfig& parallel = layout.parallel;
+  const int64_t kv = std::max<int64_t>(1, layout.model.kv_heads() / parallel.mesh.tp);
+  const int64_t heads = layout.model.num_heads / parallel.mesh.tp;
+  const int cp = parallel.mesh.cp;
+  if (heads % cp != 0 || (kv % cp != 0 && cp % kv != 0)) {
+    parallel.attention = SoftmaxExchange::kRing;
+  }
+}
+
 // A layout over `ranks` ranks.
 inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
   Draw draw(seed);
@@ -130,12 +141,7 @@ inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
       draw.One<StateExchange>({StateExchange::kGather, StateExchange::kScan});
   parallel.split =
       draw.One<SplitPolicy>({SplitPolicy::kAuto, SplitPolicy::kContiguous, SplitPolicy::kZigzag});
-  const int64_t kv = std::max<int64_t>(1, layout.model.kv_heads() / parallel.mesh.tp);
-  const int64_t heads = layout.model.num_heads / parallel.mesh.tp;
-  const int cp = parallel.mesh.cp;
-  if (heads % cp != 0 || (kv % cp != 0 && cp % kv != 0)) {
-    parallel.attention = SoftmaxExchange::kRing;
-  }
+  KeepExchangePossible(layout);
   layout.recompute = draw.One<Recompute>({Recompute::kNone, Recompute::kMlp, Recompute::kLayer});
   // Micro-batches: equally many on every replica, some of them empty.
   const int64_t micro_batches = draw.Int(1, parallel.mesh.pp > 1 ? 5 : 3);
@@ -169,6 +175,32 @@ inline LayoutCase DrawLongLayout(uint64_t seed, int ranks, Recompute recompute) 
   Lengthen(draw, layout);
   layout.recompute = recompute;
   return layout;
+}
+
+// Every model with all ranks on the cp axis, under each exchange, and, where heads divide, on the
+// tp axis; documents drawn from `seed` on.
+inline std::vector<LayoutCase> EveryModelOnOneAxis(uint64_t seed, int ranks) {
+  std::vector<LayoutCase> cases;
+  const auto add = [&](const NamedModel& named, MeshShape mesh, SoftmaxExchange attention,
+                       StateExchange states) {
+    LayoutCase layout = DrawLayout(seed++, 1);
+    layout.model = named.config;
+    layout.model_name = named.name;
+    layout.parallel.mesh = mesh;
+    layout.parallel.attention = attention;
+    layout.parallel.linear_attention = states;
+    layout.lengths[0].push_back({17, 3, 40, 1});  // the others may be empty
+    KeepExchangePossible(layout);
+    cases.push_back(layout);
+  };
+  for (const NamedModel& named : LayoutModels()) {
+    const MeshShape cp{1, 1, ranks, 1}, tp{1, 1, 1, ranks};
+    add(named, cp, SoftmaxExchange::kGather, StateExchange::kGather);
+    add(named, cp, SoftmaxExchange::kRing, StateExchange::kScan);
+    add(named, cp, SoftmaxExchange::kUlysses, StateExchange::kGather);
+    if (8 % ranks == 0) add(named, tp, SoftmaxExchange::kGather, StateExchange::kGather);
+  }
+  return cases;
 }
 
 inline int64_t LayoutCase::most_tokens() const {

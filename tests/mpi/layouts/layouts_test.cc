@@ -25,6 +25,7 @@ using testing_support::BatchesOf;
 using testing_support::CountTargets;
 using testing_support::DrawLayout;
 using testing_support::DrawLongLayout;
+using testing_support::EveryModelOnOneAxis;
 using testing_support::LayoutCase;
 using testing_support::PartRun;
 using testing_support::StepOutcome;
@@ -117,9 +118,16 @@ TEST_F(Layouts, TrainTheSameModel) {
       std::printf("%s\n", layout.ToString().c_str());
       std::fflush(stdout);
     }
-    // Every fourth goes on for 20 steps, or 2 long ones.
-    const int steps = i % 4 != 3 ? 0 : layout.most_tokens() > 1000 ? 2 : 20;
+    // Every second goes on for 2 steps, every fourth, if they are short, for 20.
+    const int steps = i % 2 == 0 ? 0 : i % 4 == 1 || layout.most_tokens() > 1000 ? 2 : 20;
     Compare<double>(layout, comm_, steps, 1e-12, 1e-10);
+    if (AnyHasFailed()) return;
+  }
+}
+
+TEST_F(Layouts, TrainTheSameModelOfEveryKindOnOneAxis) {
+  for (const LayoutCase& layout : EveryModelOnOneAxis(700, comm_.size())) {
+    Compare<double>(layout, comm_, 0, 1e-12, 1e-12);
     if (AnyHasFailed()) return;
   }
 }
