@@ -69,6 +69,10 @@ std::vector<ParallelConfig> LayoutsOver(int ranks) {
       Layout({1, 2, 1, 2}, kParameters),
       Layout({2, 1, 1, 2}),
       Layout({1, 1, 2, 2}, kOptimizer),
+      Layout({3, 2, 1, 1}, kGradients),
+      Layout({6, 1, 1, 1}),
+      Layout({2, 1, 3, 1}, kOptimizer, 4),
+      Layout({1, 3, 1, 2}, kParameters),
       Layout({1, 8, 1, 1}, kNone),
       Layout({1, 8, 1, 1}, kOptimizer),
       Layout({1, 8, 1, 1}, kGradients),
@@ -160,6 +164,7 @@ std::vector<TensorView> StateOf(PartRun& run) {
 }
 
 TEST_F(Reshard, EveryLayoutLoadsWhatAnyOtherSaved) {
+  if (LayoutsOver(comm_.size()).empty()) GTEST_SKIP() << "no layouts over so many ranks";
   for (const LayoutCase& model : Models()) {
     names_.clear();
     const auto runs = RunsOf(model);
@@ -244,6 +249,7 @@ void ExpectSame(const StepOutcome& have, const StepOutcome& want, const std::str
 }
 
 TEST_F(Reshard, TheRunGoesOnUnderAnyOtherLayout) {
+  if (LayoutsOver(comm_.size()).empty()) GTEST_SKIP() << "no layouts over so many ranks";
   constexpr int64_t kStop = 2;
   for (const LayoutCase& model : Models()) {
     names_.clear();
