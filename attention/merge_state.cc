@@ -60,17 +60,19 @@ void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorV
 }
 
 void SetIdentityState(const OpContext& context, TensorView out, TensorView lse) {
-  EK_CHECK(out.rank() == 3 && lse.shape == (Shape{out.dim(0), out.dim(1)}))
+  EK_CHECK(lse.rank() == 2 &&
+           (out.empty() || (out.rank() == 3 && lse.shape == (Shape{out.dim(0), out.dim(1)}))))
       << out.shape.ToString() << lse.shape.ToString();
   EK_TRACE_ON_CUDA(context, SetIdentityState, out, lse)
-  DispatchFloat(out.dtype, [&]<typename T>() {
-    T* out_data = out.as<T>();
-    T* lse_data = lse.as<T>();
-    context.pool.ParallelFor(out.dim(0), 16, [&](int64_t begin, int64_t end) {
+  DispatchFloat(lse.dtype, [&]<typename T>() {
+    T* const out_data = out.as<T>();
+    T* const lse_data = lse.as<T>();
+    context.pool.ParallelFor(lse.dim(0), 16, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        for (int64_t h = 0; h < out.dim(1); ++h) {
-          std::fill_n(out_data + t * out.stride(0) + h * out.stride(1), out.dim(2), T{0});
+        for (int64_t h = 0; h < lse.dim(1); ++h) {
           lse_data[t * lse.stride(0) + h * lse.stride(1)] = -std::numeric_limits<T>::infinity();
+          if (out.empty()) continue;
+          std::fill_n(out_data + t * out.stride(0) + h * out.stride(1), out.dim(2), T{0});
         }
       }
     });

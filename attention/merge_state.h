@@ -17,7 +17,8 @@ namespace evenkeel {
 void MergeState(const OpContext& context, ConstTensorView part_out, ConstTensorView part_lse,
                 TensorView out, TensorView lse);
 
-// Sets (out, lse) to the identity.
+// Sets (out, lse) to the identity. An empty `out` leaves it alone: of a part without keys it is not
+// read.
 void SetIdentityState(const OpContext& context, TensorView out, TensorView lse);
 
 }  // namespace evenkeel

@@ -62,7 +62,7 @@ void RingAttentionForward(const OpContext& context, const ContextPlan& plan, dou
     if (step + 1 < steps) work = ring.PassOn(step, "keys and values around the ring");
     const ConstTensorView rows = ring.At(step);
     for (const TaskPlan& tasks : plan.ring_steps[static_cast<size_t>(step)]) {
-      SetIdentityState(context, part, part_lse);
+      SetIdentityState(context, TensorView(), part_lse);  // queries without a task
       SoftmaxAttentionForward(context, tasks, scale, q, shape.Keys(rows), shape.Values(rows), part,
                               part_lse);
       MergeState(context, part, part_lse, sum, lse);

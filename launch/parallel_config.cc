@@ -82,9 +82,22 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   limits.cp_over_heads =
       has_softmax && plan.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
   EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, world_size, limits));
-  EK_ASSIGN_OR_RETURN(
-      plan.stage_begin,
-      SplitLayers(model.num_layers, plan.mesh.pp * config.virtual_stages, config.layers_per_stage));
+  if (config.zero != ShardingStage::kNone && plan.mesh.dp * plan.mesh.cp > 1 &&
+      model.intermediate_size % plan.mesh.tp != 0) {
+    const int64_t below = model.intermediate_size / plan.mesh.tp * plan.mesh.tp;
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.intermediate_size is ", model.intermediate_size, ", which parallel.tp ",
+                     plan.mesh.tp, " does not divide: with parallel.zero it has to (", below,
+                     " and ", below + plan.mesh.tp, " would do)"));
+  }
+  auto stage_begin =
+      SplitLayers(model.num_layers, plan.mesh.pp * config.virtual_stages, config.layers_per_stage);
+  if (!stage_begin.ok()) {
+    return absl::Status(
+        stage_begin.status().code(),
+        absl::StrCat("parallel.layers_per_stage: ", std::string(stage_begin.status().message())));
+  }
+  plan.stage_begin = *std::move(stage_begin);
   plan.context.softmax = config.attention;
   plan.context.states = config.linear_attention;
   const bool zigzag =

@@ -57,7 +57,6 @@ struct RuntimeConfig {
   int64_t threads = 0;  // a rank; 0: the host's cores shared among its ranks
   Recompute recompute = Recompute::kNone;
   double timeout_s = 300;
-  int64_t comm_sms = -1;   // multiprocessors that products leave to communication
   int64_t bucket_mb = 0;   // gradients reduced at a time; 0: 4 on CPUs, 64 on GPUs
   double peak_gflops = 0;  // of a rank, for mfu; 0: measured at the start
 };

@@ -75,10 +75,6 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   comms.scratch = rank.context.arena.AllocateZero(DType::kF32, {1}, MemoryPurpose::kWorkspace);
   Communicator& device_comm = rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world();
   EK_ASSIGN_OR_RETURN(std::unique_ptr<MeshComms> mesh, MeshComms::Create(device_comm, comms));
-  const int64_t comm_sms = config.runtime.comm_sms;
-  LeaveSmsToCommunication(rank.context, static_cast<int>(comm_sms >= 0      ? comm_sms
-                                                         : plan.mesh.tp > 1 ? 16
-                                                                            : 0));
   ModelSetup setup;
   setup.part = plan.PartOf(mesh->coord());
   setup.axes = mesh->axes();

@@ -129,7 +129,15 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const ModelPart& par
   unit_begin_.push_back(0);
   for (const int64_t layer : layers_) AddExact(layer);
   EndUnit();
-  if (part.holds_embedding(config)) AddRows("model.embed_tokens", table, vocab, config.init_std);
+  // Where data-parallel ranks share units, these are as long on all tensor-parallel ranks: what
+  // those hold alike then lies alike, and they share it alike.
+  const int64_t longest = (config.vocab_size + part.tp - 1) / part.tp;
+  const int64_t padding =
+      part.unit_multiple > 1 ? (longest - vocab.size()) * config.hidden_size : 0;
+  if (part.holds_embedding(config)) {
+    AddRows("model.embed_tokens", table, vocab, config.init_std);
+    end_ += padding;
+  }
   EndUnit();
   for (const int64_t layer : layers_) {
     AddBlock(layer);
@@ -139,7 +147,10 @@ ParameterLayout::ParameterLayout(const ModelConfig& config, const ModelPart& par
     if (config.final_norm_gain) {
       AddVector("model.norm.weight", config.hidden_size, InitKind::kOne);
     }
-    if (!config.tie_embeddings) AddRows("lm_head", table, vocab, config.init_std);
+    if (!config.tie_embeddings) {
+      AddRows("lm_head", table, vocab, config.init_std);
+      end_ += padding;
+    }
   }
   EndUnit();
 }

@@ -1,6 +1,7 @@
 #include "runtime/device/cuda_device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -48,7 +49,19 @@ std::string CudaVersionText(int version) {
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }
 
+namespace {
+
+// Each communicator has a stream of its own, and streams that share one of the GPU's work queues
+// (8 unless told otherwise) wait for each other: for a receive, say, whose sender waits for what is
+// behind it in the queue. CUDA reads the variable when it starts.
+void AskForQueues() {
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+}
+
+}  // namespace
+
 int NumCudaDevices() {
+  AskForQueues();
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
   (void)cudaGetLastError();

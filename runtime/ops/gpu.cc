@@ -57,9 +57,6 @@ std::string CudaText() {
   return "built without CUDA";
 }
 
-void LeaveSmsToCommunication(const OpContext& context, int count){
-    EK_PASS_ON_TO_CUDA(context, LeaveSmsToCommunication(context, count))}
-
 absl::Status WaitForOps(const OpContext& context) {
   EK_PASS_ON_TO_CUDA(context, WaitForOps(context))
   return absl::OkStatus();

@@ -39,10 +39,6 @@ std::vector<GpuFacts> ListGpus();
 // "CUDA 13.0, driver for CUDA 13.0", or that there is none.
 std::string CudaText();
 
-// Matrix products of the context's GPU leave `count` multiprocessors to communication from now on,
-// which otherwise could not begin before a product ends. On the CPU nothing.
-void LeaveSmsToCommunication(const OpContext& context, int count);
-
 // Waits for everything that was enqueued, and returns the first thing that went wrong with it. On
 // the CPU there is nothing to wait for.
 absl::Status WaitForOps(const OpContext& context);

@@ -83,14 +83,17 @@ SoftmaxForwardParams ForwardParams(const CudaTaskPlan& plan, double scale, const
   return params;
 }
 
+// An empty `out` has rows of size 0.
 MergeStateParams StateParams(const TensorView& out, const TensorView& lse) {
-  EK_CHECK(out.stride(2) == 1) << out.shape.ToString();
   MergeStateParams params;
-  params.rows = out.dim(0);
-  params.heads = out.dim(1);
-  params.size = out.dim(2);
-  params.out = out.as<float>();
-  params.out_strides = {out.stride(0), out.stride(1)};
+  params.rows = lse.dim(0);
+  params.heads = lse.dim(1);
+  if (!out.empty()) {
+    EK_CHECK(out.stride(2) == 1) << out.shape.ToString();
+    params.size = out.dim(2);
+    params.out = out.as<float>();
+    params.out_strides = {out.stride(0), out.stride(1)};
+  }
   params.lse = lse.as<float>();
   params.lse_strides = {lse.stride(0), lse.stride(1)};
   return params;

@@ -46,7 +46,6 @@ CudaDevice& DeviceOf(CudaOps& ops);
 GpuFacts FactsOf(CudaOps& ops);
 std::vector<GpuFacts> ListGpus();
 std::string CudaText();
-void LeaveSmsToCommunication(const OpContext& context, int count);
 absl::Status WaitForOps(const OpContext& context);
 absl::Status CopyToHost(const OpContext& context, ConstTensorView x, TensorView host);
 absl::Status CopyFromHost(const OpContext& context, ConstTensorView host, TensorView x);

@@ -90,10 +90,6 @@ std::string CudaText() {
                                            : "driver for CUDA " + CudaVersionText(versions.driver));
 }
 
-void LeaveSmsToCommunication(const OpContext& context, int count) {
-  context.cuda->matmul.LeaveSms(count);
-}
-
 absl::Status WaitForOps(const OpContext& context) {
   return context.cuda->device->Synchronize();
 }

@@ -47,7 +47,7 @@ struct Descriptors {
   Owned<cublasLtMatrixLayout_t> a, b, c, out;
 };
 
-absl::StatusOr<Descriptors> Describe(const CudaMatMulParams& p, int32_t sm_count) {
+absl::StatusOr<Descriptors> Describe(const CudaMatMulParams& p) {
   Descriptors d;
   cublasLtMatmulDesc_t product = nullptr;
   EK_RETURN_IF_ERROR(ToStatus(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -62,7 +62,6 @@ absl::StatusOr<Descriptors> Describe(const CudaMatMulParams& p, int32_t sm_count
   };
   EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, operation(p.transpose_b)));
   EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSB, operation(p.transpose_a)));
-  if (sm_count > 0) EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, sm_count));
   if (p.bias != nullptr) {
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue));
@@ -237,14 +236,6 @@ CudaMatMul::~CudaMatMul() {
   if (handle_ != nullptr) (void)cublasLtDestroy(handle_);
 }
 
-void CudaMatMul::LeaveSms(int count) {
-  int device = 0, sms = 0;
-  (void)cudaGetDevice(&device);
-  (void)cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  sm_count_ = count > 0 && count < sms ? sms - count : 0;
-  choices_.clear();
-}
-
 absl::Status CudaMatMul::Run(const CudaMatMulParams& p, cudaStream_t stream) {
   if (p.m < 0 || p.n < 0 || p.k < 0 || (p.bias != nullptr && p.float_out)) {
     return absl::InvalidArgumentError(absl::StrCat("product of ", p.m, ", ", p.n, ", ", p.k));
@@ -267,7 +258,7 @@ absl::Status CudaMatMul::Run(const CudaMatMulParams& p, cudaStream_t stream) {
     if (error == cudaSuccess) return absl::OkStatus();
     return absl::InternalError(cudaGetErrorString(error));
   }
-  EK_ASSIGN_OR_RETURN(const Descriptors d, Describe(p, sm_count_));
+  EK_ASSIGN_OR_RETURN(const Descriptors d, Describe(p));
   const void* c = p.c != nullptr ? p.c : p.out;
   int64_t flags = (p.transpose_a == Transpose::kYes ? 1 : 0) |
                   (p.transpose_b == Transpose::kYes ? 2 : 0) | (p.float_out ? 4 : 0) |

@@ -57,10 +57,6 @@ class CudaMatMul {
   CudaMatMul& operator=(const CudaMatMul&) = delete;
   ~CudaMatMul();
 
-  // Products leave so many multiprocessors to others from now on: those of communication, say,
-  // which could not begin while a product has them all.
-  void LeaveSms(int count);
-
   // Enqueues a product. Sizes of 0 are fine (K = 0 gives beta c, without bias). Fails with
   // kInvalidArgument if no algorithm takes the shape (strides of odd numbers of bf16, say).
   absl::Status Run(const CudaMatMulParams& params, cudaStream_t stream);
@@ -81,7 +77,6 @@ class CudaMatMul {
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   size_t workspace_bytes_ = 0;
-  int32_t sm_count_ = 0;  // that products may use; 0: all
   std::map<Key, Choice> choices_;
 };
 

@@ -95,6 +95,10 @@ inline void KeepExchangePossible(LayoutCase& layout) {
   if (heads % cp != 0 || (kv % cp != 0 && cp % kv != 0)) {
     parallel.attention = SoftmaxExchange::kRing;
   }
+  // Ranks that share parameters hold equal slices.
+  if (parallel.zero != ShardingStage::kNone && layout.model.intermediate_size % parallel.mesh.tp) {
+    layout.model.intermediate_size = 24;
+  }
 }
 
 // A layout over `ranks` ranks.
