@@ -75,6 +75,18 @@ int64_t RoundUp(int64_t bytes, int64_t step) {
 
 }  // namespace
 
+// On a stream of its own, and waits for that alone: another stream may be waiting for a message
+// whose sender waits for what this rank does next.
+static absl::Status Clear(void* memory, size_t bytes) {
+  cudaStream_t stream = nullptr;
+  EK_RETURN_IF_ERROR(
+      ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"));
+  absl::Status status = ToStatus(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
+  status.Update(ToStatus(cudaStreamSynchronize(stream), "cudaStreamSynchronize"));
+  (void)cudaStreamDestroy(stream);
+  return status;
+}
+
 absl::StatusOr<void*> AllocateDeviceMemory(int64_t bytes) {
   void* memory = nullptr;
   const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
@@ -82,8 +94,7 @@ absl::StatusOr<void*> AllocateDeviceMemory(int64_t bytes) {
     (void)cudaGetLastError();  // out of memory is not sticky: the caller may go on
     return status;
   }
-  absl::Status status = ToStatus(cudaMemset(memory, 0, size), "cudaMemset");
-  if (status.ok()) status = ToStatus(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  absl::Status status = Clear(memory, size);
   if (status.ok()) return memory;
   (void)cudaFree(memory);
   return status;
