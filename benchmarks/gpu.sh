@@ -10,7 +10,7 @@ Usage: benchmarks/gpu.sh [SECTION ...] [-DNAME=VALUE ...]
 Builds preset cuda (options -D are passed to cmake), runs the sections named, or all but sanitize, and
 ends with tables of what they found. The exit code is 0 only if nothing failed.
 
-  tests     every GPU test; those of NCCL on 2 and 4 ranks, which may share one GPU
+  tests     every GPU test; those of NCCL and of layouts on 2 and 4 ranks, which may share one GPU
   kernels   attention beside PyTorch's cuDNN, FlashAttention-2 and flash-linear-attention; its errors
   ops       everything around attention, beside a plain copy
   steps     whole training steps beside torch.compile
@@ -87,7 +87,7 @@ programs_of() {
 }
 gpu_tests=(ops_cuda_test relu_attention_cuda_test lightning_attention_cuda_test
   softmax_attention_cuda_test merge_state_cuda_test context_parallel_cuda_test model_cuda_test)
-rank_tests=(nccl_comm_test nccl_timeout_test)
+rank_tests=(nccl_comm_test nccl_timeout_test layouts_cuda_test)
 
 # program NAME: its path.
 program() {
@@ -97,6 +97,7 @@ program() {
   fi
   case $1 in
     nccl_*_test) say "$build/tests/gpu/comm/$1" ;;
+    layouts_cuda_test) say "$build/tests/gpu/layouts/$1" ;;
     *_test) say "$build/tests/gpu/$1" ;;
     evenkeel) say "$build/launch/$1" ;;
     *) say "$build/benchmarks/$1" ;;

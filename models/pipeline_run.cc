@@ -119,8 +119,12 @@ absl::Status PipelineRun::Train(absl::Span<const PackedBatch> batches, double lo
     const bool is_first = IsFirstStage(action.chunk), is_last = IsLastStage(action.chunk);
     Begin(i, batches);
     // What the next action receives may come while this one runs, unless it waits for this one's
-    // slot.
-    if (i + 1 < actions.size() && slot_of_[i + 1] != slot_of_[i]) Begin(i + 1, batches);
+    // slot. Not on a GPU: a receive that is under way holds up the host wherever CUDA wants the GPU
+    // idle (loading a kernel, more local memory), and with it what its sender waits for.
+    const bool looks_ahead = context_.cuda == nullptr;
+    if (looks_ahead && i + 1 < actions.size() && slot_of_[i + 1] != slot_of_[i]) {
+      Begin(i + 1, batches);
+    }
     if (action.phase == PipelinePhase::kForward) {
       if (!is_first) Wait(links_.forward_from_previous, slot.receive);
       model_.Forward(context, action.chunk, recompute, slot.pass);
