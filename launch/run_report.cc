@@ -52,6 +52,8 @@ void RunReport::Step(const StepMetrics& m) {
               {"tflops", m.model_flops / m.step_seconds * 1e-12},
               {"mfu", m.mfu},
               {"exposed_comm_ms", m.exposed_comm_seconds * 1e3},
+              {"pipeline_wait_ms", m.pipeline_wait_seconds * 1e3},
+              {"sent_bytes", m.sent_bytes},
               {"data_ms", m.data_seconds * 1e3},
               {"memory", m.memory_bytes}});
   tensorboard_.Scalar("loss_metrics/global_avg_loss", m.step, m.loss);

@@ -27,6 +27,8 @@ struct StepMetrics {
   double model_flops = 0;  // of the step, over all ranks
   double mfu = 0;          // share of the ranks' peak
   double exposed_comm_seconds = 0;
+  double pipeline_wait_seconds = 0;  // of that, for other stages
+  double sent_bytes = 0;             // by this rank, over the axes of the mesh
   double data_seconds = 0;
   int64_t memory_bytes = 0;  // peak of rank 0
 };

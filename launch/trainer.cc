@@ -140,9 +140,13 @@ absl::Status Trainer::Start() {
     report_->Message(absl::StrFormat(
         "%s %d parameters, %d documents, %d samples an epoch, %d rank%s of %d thread%s",
         restored ? absl::StrCat("resumed at step ", progress_.step, ":") : "starting:",
-        model_.layout().num_parameters(), data_.dataset().num_documents(),
+        ParameterLayout(config_.model).num_parameters(), data_.dataset().num_documents(),
         data_.num_samples_per_epoch(), comm_.size(), comm_.size() > 1 ? "s" : "",
         context_.pool.num_threads(), context_.pool.num_threads() > 1 ? "s" : ""));
+    if (const MeshShape& mesh = plan_.mesh; mesh.pp * mesh.cp * mesh.tp > 1) {
+      report_->Message(absl::StrFormat("mesh: pp %d x dp %d x cp %d x tp %d", mesh.pp, mesh.dp,
+                                       mesh.cp, mesh.tp));
+    }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
                                        FactsOf(*context_.cuda).name, peak_flops_ * 1e-12));
@@ -207,6 +211,7 @@ bool Trainer::CountsLosses() const {
 absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   StepResult result;
   const double begin = Now();
+  mesh_->log().ClearVolumes();  // of an evaluation
   std::optional<TraceSpan> span;
   const auto begin_phase = [&](const char* name) {
     span.emplace(tracer_->host_writer(), tracer_->host_lane(), name);
@@ -254,6 +259,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
   EK_RETURN_IF_ERROR(mesh_->log().status());
   const double waited = mesh_->log().TakeExposedSeconds();
+  result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
   double shared[2] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0};
   EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {2}), ReduceOp::kSum,
@@ -302,6 +308,8 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.model_flops = result.model_flops;
   metrics.mfu = result.model_flops / seconds / (peak_flops_ * comm_.size());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
+  metrics.pipeline_wait_seconds = pipeline_.waiting_seconds();
+  metrics.sent_bytes = result.sent_bytes;
   metrics.data_seconds = result.data_seconds;
   metrics.memory_bytes = tracker_.peak_total();
   report_->Step(metrics);

@@ -26,6 +26,13 @@ void CommLog::Count(const std::string& axis, const char* op, double sent_bytes) 
   volume.sent_bytes += sent_bytes;
 }
 
+double CommLog::TakeSentBytes() {
+  double bytes = 0;
+  for (const auto& [_, volume] : volumes_) bytes += volume.sent_bytes;
+  ClearVolumes();
+  return bytes;
+}
+
 Work AxisComm::AllReduceAsync(TensorView data, ReduceOp op, const std::string& label) {
   if (has_failed()) return Work();
   log_.Count(axis_, "all-reduce", 2 * BytesIn(data) * (size() - 1) / size());
