@@ -1,7 +1,5 @@
 #include "models/gradient_sum.h"
 
-#include <utility>
-
 #include "runtime/ops/copy_rows.h"
 #include "runtime/ops/elementwise.h"
 
@@ -15,6 +13,7 @@ GradientSum::GradientSum(const ParameterLayout& layout, const ParameterStore& st
   const auto share = [](Shared& shared, int64_t begin, int64_t count) {
     if (shared.axis == nullptr) return;
     shared.to_packed.push_back({begin, shared.size, count});
+    shared.from_packed.push_back({shared.size, begin, count});
     shared.size += count;
   };
   // The last stage's copy of a tied embedding counts on the first stage.
@@ -52,9 +51,7 @@ void GradientSum::Add(const OpContext& context, const Shared& shared, TensorView
   const TensorView rows = gradients.Reshape({gradients.dim(0), 1});
   CopyRowRanges(context, Mirror(context, RowRanges(shared.to_packed)), rows, packed);
   shared.axis->AllReduce(packed, ReduceOp::kSum, "gradients held alike");
-  std::vector<RowRange> back = shared.to_packed;
-  for (RowRange& range : back) std::swap(range.from, range.to);
-  CopyRowRanges(context, Mirror(context, RowRanges(back)), packed, rows);
+  CopyRowRanges(context, Mirror(context, RowRanges(shared.from_packed)), packed, rows);
 }
 
 void GradientSum::Finish(const OpContext& context, TensorView gradients,

@@ -31,7 +31,8 @@ class GradientSum {
   // Owned elements that the ranks of an axis hold alike.
   struct Shared {
     AxisComm* axis = nullptr;
-    std::vector<RowRange> to_packed;  // gradients -> a dense buffer
+    std::vector<RowRange> to_packed;    // gradients -> a dense buffer
+    std::vector<RowRange> from_packed;  // and back
     int64_t size = 0;
   };
 
