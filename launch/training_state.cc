@@ -1,6 +1,7 @@
 #include "launch/training_state.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -190,16 +191,19 @@ absl::Status WriteCheckpoint(CheckpointStore& store, const TrainingProgress& pro
 absl::Status SaveTraining(const OpContext& context, Communicator& comm, const Placement& placement,
                           CheckpointStore* store, const TrainingProgress& progress, int keep_last,
                           Model& model, Optimizer& optimizer) {
-  absl::StatusOr<HostState> host = HostState::Create(context, model, optimizer);
+  // A rank that owns what another one has sent takes no copy of it to the host.
+  std::optional<HostState> host;
+  std::optional<WholeState> whole;
   std::vector<TensorView> mine;
-  absl::StatusOr<WholeState> whole = absl::UnknownError("");
-  absl::Status status = host.status();
-  if (status.ok()) {
-    status = host->Download(context);
-    mine = host->views();
-    whole = WholeState::Create(comm, model, mine);
-    status.Update(whole.status());
-  }
+  absl::Status status = [&]() -> absl::Status {
+    if (comm.rank() == 0 || placement(comm.rank()).is_source) {
+      EK_ASSIGN_OR_RETURN(host, HostState::Create(context, model, optimizer));
+      EK_RETURN_IF_ERROR(host->Download(context));
+      mine = host->views();
+    }
+    EK_ASSIGN_OR_RETURN(whole, WholeState::Create(comm, model, mine));
+    return absl::OkStatus();
+  }();
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "room for a checkpoint"));
   EK_RETURN_IF_ERROR(GatherState(comm, placement, whole->layout(), mine, whole->views()));
   if (store != nullptr) {
