@@ -26,7 +26,7 @@ struct TokenLosses {
 // which its slot of the schedule keeps.
 class PipelineRun {
  public:
-  // `gpu`, where ranks compute on GPUs, is the context's. All references must outlive the object.
+  // All references must outlive the object.
   PipelineRun(const OpContext& context, Model& model, const PipelineLinks& links,
               const MeshShape& shape, int pp_rank, MemoryTracker& tracker);
 

@@ -45,8 +45,7 @@ class TokenShards {
   int64_t num_mine() const;
   // Rows of each rank's share of the chunk.
   std::vector<int64_t> Shares(int64_t chunk) const;
-  // This rank's tokens as ranges of all tokens: [from, from + count) of all are [to, ...) of its
-  // own. Each ends where the next begins.
+  // This rank's share of the chunk among all tokens.
   RowSpan PlaceOfMine(int64_t chunk) const;
 
  private:
