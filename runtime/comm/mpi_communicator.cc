@@ -187,6 +187,14 @@ std::string MpiCommunicator::DescribeTimeout(const MpiCall& call, double waited_
     const int local = local_rank_of_[static_cast<size_t>(missing[i])];
     absl::StrAppend(&text, "\n  rank ", missing[i], ": ", board.Describe(local, id_));
   }
+  // Who is missing may wait, on another communicator, for a process that runs no more: that one is
+  // the cause, and the first report is the only one sure to see it as it is.
+  for (int local = 0; local < context_->local_size(); ++local) {
+    const bool is_here =
+        std::find(local_rank_of_.begin(), local_rank_of_.end(), local) != local_rank_of_.end();
+    if (is_here || !board.IsDead(local)) continue;
+    absl::StrAppend(&text, "\n  elsewhere on this host: ", board.Describe(local, id_));
+  }
   return text;
 }
 
