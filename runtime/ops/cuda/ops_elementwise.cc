@@ -17,7 +17,8 @@ struct ByteRows {
 ByteRows BytesOf(const ConstTensorView& view) {
   const auto element = static_cast<size_t>(SizeOf(view.dtype));
   const auto count = static_cast<size_t>(view.num_elements());
-  if (view.is_dense()) return {count * element, count * element, count > 0 ? size_t{1} : 0};
+  if (count == 0) return {};  // a rank without tokens
+  if (view.is_dense()) return {count * element, count * element, 1};
   EK_CHECK(view.rank() == 2 || (view.rank() == 3 && view.stride(1) == view.dim(2)))
       << view.shape.ToString();
   const auto rows = static_cast<size_t>(view.dim(0));
