@@ -34,6 +34,9 @@ SequenceLayout SequenceLayout::Make(SequenceSplit split, absl::Span<const int64_
     case SequenceSplit::kZigzag:
       layout.SplitZigzag();
       break;
+    case SequenceSplit::kHalves:
+      layout.SplitHalves();
+      break;
   }
   return layout;
 }
@@ -56,17 +59,40 @@ void SequenceLayout::Append(int rank, SequencePiece piece) {
   }
 }
 
+void SequenceLayout::AppendStream(int rank, int64_t begin, int64_t end) {
+  const auto after = std::upper_bound(cu_seqlens_.begin(), cu_seqlens_.end(), begin);
+  for (auto document = static_cast<size_t>(after - cu_seqlens_.begin()) - 1; begin < end;
+       ++document) {
+    const int64_t until = std::min(end, cu_seqlens_[document + 1]);
+    Append(rank, {static_cast<int64_t>(document), begin - cu_seqlens_[document], until - begin});
+    begin = until;
+  }
+}
+
 void SequenceLayout::SplitContiguous() {
   const int64_t base = num_tokens() / num_ranks(), longer = num_tokens() % num_ranks();
-  size_t document = 0;
-  int64_t next = 0;  // of the packed batch
+  int64_t next = 0;
   for (int rank = 0; rank < num_ranks(); ++rank) {
     const int64_t end = next + base + (rank < longer ? 1 : 0);
-    while (next < end) {
-      while (cu_seqlens_[document + 1] <= next) ++document;
-      const int64_t until = std::min(end, cu_seqlens_[document + 1]);
-      Append(rank, {static_cast<int64_t>(document), next - cu_seqlens_[document], until - next});
-      next = until;
+    AppendStream(rank, next, end);
+    next = end;
+  }
+}
+
+void SequenceLayout::SplitHalves() {
+  const int64_t ranks = num_ranks(), half = FirstHalf(num_tokens());
+  const int64_t begins[2] = {0, half}, sizes[2] = {half, num_tokens() - half};
+  // Those that are one longer follow one another around the ranks, over both halves.
+  const int64_t first_longer[2] = {0, half % ranks};
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t base = sizes[i] / ranks, longer = sizes[i] % ranks;
+      const auto is_longer = [&](int64_t r) {
+        return (r - first_longer[i] + ranks) % ranks < longer;
+      };
+      int64_t begin = begins[i] + base * rank;
+      for (int64_t r = 0; r < rank; ++r) begin += is_longer(r);
+      AppendStream(rank, begin, begin + base + (is_longer(rank) ? 1 : 0));
     }
   }
 }
@@ -116,6 +142,16 @@ void SequenceLayout::SplitZigzag() {
     }
     all_pairs += PairsOfPiece({.begin = 0, .length = length});
   }
+}
+
+int64_t RowsOfFirstHalf(const SequenceLayout& layout, int rank) {
+  const int64_t half = FirstHalf(layout.num_tokens());
+  int64_t rows = 0;
+  for (const SequencePiece& piece : layout.pieces(rank)) {
+    const int64_t begin = layout.cu_seqlens()[static_cast<size_t>(piece.document)] + piece.begin;
+    rows += std::clamp<int64_t>(half - begin, 0, piece.length);
+  }
+  return rows;
 }
 
 std::vector<RowRange> RankOrderToPacked(const SequenceLayout& layout) {

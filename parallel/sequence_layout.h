@@ -18,11 +18,14 @@ namespace evenkeel {
 //     attention of every document is shared evenly (zigzag ring attention; the per-document
 //     sharding of WLB-LLM). The tokens that are left where 2 R does not divide a length go to the
 //     ranks that hold the fewest tokens so far.
-// Either way the ranks' numbers of tokens differ by at most 1, also with many short documents. With
-// kZigzag their (query, key) pairs of causal attention differ by a few times the length of the
+//   kHalves: the batch is one stream, of which each half is cut into R parts: rank r has part r of
+//     both. No token of the first half needs keys of the second, so the two can be computed one
+//     after the other by all ranks (nano-batches, see FirstHalf).
+// In any case the ranks' numbers of tokens differ by at most 1, also with many short documents.
+// With kZigzag their (query, key) pairs of causal attention differ by a few times the length of the
 // longest document, however many documents there are; with one whose length 2 R divides, not at
 // all.
-enum class SequenceSplit { kContiguous, kZigzag };
+enum class SequenceSplit { kContiguous, kZigzag, kHalves };
 
 // Tokens [begin, begin + length) of a document of the packed batch.
 struct SequencePiece {
@@ -55,12 +58,24 @@ class SequenceLayout {
   SequenceLayout(absl::Span<const int64_t> cu_seqlens, int num_ranks);
   void SplitContiguous();
   void SplitZigzag();
+  void SplitHalves();
+  // Appends tokens [begin, end) of the packed batch.
+  void AppendStream(int rank, int64_t begin, int64_t end);
   void Append(int rank, SequencePiece piece);
 
   std::vector<int64_t> cu_seqlens_;
   std::vector<std::vector<SequencePiece>> pieces_;  // by rank
   std::vector<int64_t> rows_;                       // by rank
 };
+
+// Tokens of the first half of a stream.
+inline int64_t FirstHalf(int64_t num_tokens) {
+  return (num_tokens + 1) / 2;
+}
+
+// Rows of the rank that lie in the first half of the stream. With kHalves, and on one rank alone,
+// they come before the others.
+int64_t RowsOfFirstHalf(const SequenceLayout& layout, int rank);
 
 // Where the rows of all ranks, laid end to end in the order of ranks, lie in the packed batch.
 // Ascending by `from`; together they cover every row once.

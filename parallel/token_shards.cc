@@ -9,10 +9,13 @@ RowSpan TokenShards::PlaceOfMine(int64_t chunk) const {
           whole.begin + whole.size() * (rank + 1) / ranks};
 }
 
-// Chunks but the last are equally long.
+// The chunks of a part but its last are equally long.
 RowSpan TokenShards::Mine(int64_t chunk) const {
   if (is_alone()) return Whole(chunk);
-  const int64_t begin = chunk == 0 ? 0 : chunk * PlaceOfMine(0).size();
+  const int64_t before = chunks_before_cut();
+  const int64_t first = chunk < before ? 0 : before;  // chunk of the part
+  int64_t begin = chunk == first ? 0 : (chunk - first) * PlaceOfMine(first).size();
+  if (first > 0) begin += Part(0).num_mine();
   return {begin, begin + PlaceOfMine(chunk).size()};
 }
 

@@ -30,7 +30,10 @@ class Shards : public testing::Test {
       for (const int64_t rows : kChunkRows) {
         if (tokens / rows > 100) continue;  // thousands of tiny messages show nothing more
         SCOPED_TRACE(testing::Message() << tokens << " tokens in chunks of " << rows);
-        body(TokenShards(tokens, rows, axis_));
+        for (const int64_t cut : {int64_t{0}, tokens / 2, tokens}) {
+          SCOPED_TRACE(testing::Message() << "cut at " << cut);
+          body(TokenShards(tokens, rows, axis_, cut));
+        }
       }
     }
   }
@@ -45,6 +48,27 @@ class Shards : public testing::Test {
   Arena arena_;
   OpContext context_;
 };
+
+TEST_F(Shards, AreThoseOfTheirPartsEndToEnd) {
+  for (const int64_t tokens : {0, 1, 5, 100}) {
+    for (const int64_t cut : {int64_t{0}, tokens / 3, tokens}) {
+      const TokenShards shards(tokens, 7, axis_, cut);
+      const TokenShards parts[2] = {shards.Part(0), shards.Part(1)};
+      ASSERT_EQ(shards.num_chunks(), parts[0].num_chunks() + parts[1].num_chunks());
+      for (int64_t chunk = 0; chunk < shards.num_chunks(); ++chunk) {
+        const bool is_first = chunk < parts[0].num_chunks();
+        const TokenShards& part = parts[is_first ? 0 : 1];
+        const int64_t at = is_first ? chunk : chunk - parts[0].num_chunks();
+        const int64_t before = is_first ? 0 : cut, held = is_first ? 0 : parts[0].num_mine();
+        ASSERT_EQ(shards.Whole(chunk).begin, before + part.Whole(at).begin);
+        ASSERT_EQ(shards.Whole(chunk).end, before + part.Whole(at).end);
+        ASSERT_EQ(shards.Mine(chunk).begin, held + part.Mine(at).begin);
+        ASSERT_EQ(shards.Mine(chunk).end, held + part.Mine(at).end);
+      }
+      ASSERT_EQ(shards.num_mine(), parts[0].num_mine() + parts[1].num_mine());
+    }
+  }
+}
 
 double Value(int64_t token, int64_t column) {
   return static_cast<double>(7 * token + column);

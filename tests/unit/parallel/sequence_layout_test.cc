@@ -16,7 +16,8 @@ namespace {
 using Pieces = std::vector<SequencePiece>;
 using Ranges = std::vector<std::tuple<int64_t, int64_t, int64_t>>;  // from, to, count
 
-constexpr SequenceSplit kSplits[] = {SequenceSplit::kContiguous, SequenceSplit::kZigzag};
+constexpr SequenceSplit kSplits[] = {SequenceSplit::kContiguous, SequenceSplit::kZigzag,
+                                     SequenceSplit::kHalves};
 
 std::vector<int64_t> CuSeqlens(const std::vector<int64_t>& lengths) {
   std::vector<int64_t> cu = {0};
@@ -77,6 +78,12 @@ TEST(SequenceLayout, SplitsByTable) {
       {SequenceSplit::kZigzag, {1}, {{{0, 0, 1}}, {}, {}}},
       {SequenceSplit::kZigzag, {0, 0}, {{}, {}}},
       {SequenceSplit::kZigzag, {}, {{}}},
+      {SequenceSplit::kHalves, {8}, {{{0, 0, 2}, {0, 4, 2}}, {{0, 2, 2}, {0, 6, 2}}}},
+      // 3 + 2 tokens: rank 1's second half is the longer one.
+      {SequenceSplit::kHalves, {4, 1}, {{{0, 0, 2}, {0, 3, 1}}, {{0, 2, 1}, {1, 0, 1}}}},
+      {SequenceSplit::kHalves, {9, 0, 4}, {{{0, 0, 9}, {2, 0, 4}}}},
+      {SequenceSplit::kHalves, {1}, {{{0, 0, 1}}, {}, {}}},
+      {SequenceSplit::kHalves, {}, {{}, {}}},
   };
   for (size_t c = 0; c < std::size(cases); ++c) {
     const auto layout = SequenceLayout::Make(cases[c].split, CuSeqlens(cases[c].lengths),
@@ -121,6 +128,30 @@ TEST(SequenceLayout, HoldsEveryTokenOnceInOrderAndEvenly) {
         const auto [least, most] = std::minmax_element(layout.rows().begin(), layout.rows().end());
         ASSERT_LE(*most - *least, 1) << "mix " << mix << ", " << ranks << " ranks";
       }
+    }
+  }
+}
+
+TEST(SequenceLayout, HalvesComeOneAfterTheOther) {
+  for (uint64_t mix = 0; mix < 100; ++mix) {
+    const std::vector<int64_t> cu = CuSeqlens(RandomLengths(mix));
+    const int64_t half = FirstHalf(cu.back());
+    for (const int ranks : {1, 2, 3, 7}) {
+      const auto layout = SequenceLayout::Make(SequenceSplit::kHalves, cu, ranks);
+      int64_t sum = 0;
+      for (int rank = 0; rank < ranks; ++rank) {
+        const int64_t first = RowsOfFirstHalf(layout, rank);
+        sum += first;
+        ASSERT_LE(std::abs(first - half / ranks), 1);
+        int64_t row = 0;
+        for (const SequencePiece& piece : layout.pieces(rank)) {
+          for (int64_t i = 0; i < piece.length; ++i, ++row) {
+            const int64_t token = cu[static_cast<size_t>(piece.document)] + piece.begin + i;
+            ASSERT_EQ(token < half, row < first);
+          }
+        }
+      }
+      ASSERT_EQ(sum, half);
     }
   }
 }
