@@ -38,7 +38,7 @@ using Indices = MirroredArray<int32_t>;
 using Positions = MirroredArray<int64_t>;
 
 // Returns the array with its copy on the context's GPU, in the context's arena; on the CPU, the
-// array as it is. For the arrays above and those of copy_rows.h.
+// array as it is. For the arrays above and those of copy_rows.h and sum_rows.h.
 template <typename T>
 MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array);
 

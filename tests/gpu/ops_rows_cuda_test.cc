@@ -1,6 +1,7 @@
-// Sums of tensors, and copies of rows.
+// Sums of tensors, copies of rows, and sums of rows.
 #include "runtime/ops/copy_rows.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/sum_rows.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
 namespace evenkeel {
@@ -179,6 +180,128 @@ TEST_F(RowsCudaTest, CopiesFloats) {
                     OnDevice(y, DType::kF32, shape));
     });
     EXPECT_TRUE(SameBits(y.Download(), want)) << columns;
+  }
+}
+
+struct SumCase {
+  const char* name;
+  std::vector<RowSegment> segments;
+  std::vector<int64_t> terms;
+  int64_t columns, x_width, y_width, begin;
+};
+
+// Segments whose lengths and numbers of terms repeat those given, in opposite order in y with gaps,
+// and terms scattered over `x_rows` rows.
+SumCase Sums(const char* name, const std::vector<int64_t>& lengths,
+             const std::vector<int64_t>& num_terms, int64_t count, int64_t x_rows, int64_t columns,
+             int64_t x_width, int64_t y_width, int64_t begin) {
+  SumCase c{name, {}, {}, columns, x_width, y_width, begin};
+  int64_t to = 1, drawn = 5;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t length = lengths[static_cast<size_t>(i) % lengths.size()];
+    const int64_t terms = num_terms[static_cast<size_t>(i) % num_terms.size()];
+    c.segments.push_back({0, length, static_cast<int64_t>(c.terms.size()), terms});
+    for (int64_t t = 0; t < terms; ++t) {
+      drawn = (drawn * 40503 + 12345) % 1000003;
+      c.terms.push_back(drawn % (x_rows - length + 1));
+    }
+  }
+  for (auto segment = c.segments.rbegin(); segment != c.segments.rend(); ++segment) {
+    segment->to = to;
+    to += segment->count + segment->count % 2;
+  }
+  return c;
+}
+
+std::vector<SumCase> SumCases() {
+  std::vector<int64_t> skewed(3000, 1);
+  skewed[1234] = 9000;
+  skewed[2999] = 4000;
+  skewed[0] = 0;
+  return {Sums("single rows", {1}, {0, 1, 2, 3}, 5000, 900, 256, 256, 256, 0),
+          Sums("a part of the columns", {1, 2}, {3, 1}, 3000, 700, 264, 800, 272, 8),
+          Sums("one row", {1}, {4}, 1, 9, 64, 64, 64, 0),
+          Sums("no segment", {1}, {1}, 0, 9, 64, 64, 64, 0),
+          Sums("no term", {3, 0}, {0}, 7, 9, 64, 64, 72, 0),
+          Sums("a few long", {3000, 2001}, {1, 8, 3}, 5, 5000, 128, 128, 128, 0),
+          Sums("a few long, strided", {3000, 2001}, {2, 5}, 5, 4000, 128, 384, 136, 128),
+          Sums("single rows and long ones", skewed, {2, 7, 1, 0}, 3000, 9100, 24, 32, 24, 0),
+          Sums("many even", {61}, {3}, 130, 500, 1024, 1024, 1032, 0),
+          Sums("all lengths", {0, 1, 2, 3, 40, 700, 5, 90}, {1, 2, 6}, 900, 800, 40, 40, 48, 0),
+          Sums("more terms than lanes", {2, 9}, {70, 33, 32, 31}, 40, 60, 96, 96, 96, 0),
+          Sums("wide rows", {1, 2}, {2, 3}, 9, 12, 60000, 60000, 60008, 0),
+          Sums("units of one in x", {1, 0, 300}, {1, 4}, 200, 400, 32, 37, 32, 3),
+          Sums("units of one in y", {1, 0, 300}, {1, 4}, 200, 400, 32, 32, 33, 0),
+          Sums("odd columns", {1, 17, 90}, {2, 0, 5}, 100, 99, 37, 40, 40, 0),
+          Sums("one strided element", {1, 17, 500}, {3}, 100, 600, 1, 3, 1, 1)};
+}
+
+// Sums in float32 in the order of the terms, then rounded: the same bits as the device's.
+template <typename X, typename Y>
+std::vector<Y> ExpectedSums(const SumCase& c, const std::vector<X>& x, std::vector<Y> y) {
+  const auto to_float = [](X v) {
+    if constexpr (sizeof(X) == 2) return static_cast<float>(FromBits(v));
+    if constexpr (sizeof(X) == 4) return v;
+  };
+  for (const RowSegment& s : c.segments) {
+    for (int64_t i = 0; i < s.count; ++i) {
+      for (int64_t j = 0; j < c.columns; ++j) {
+        float sum = 0;
+        for (int64_t t = 0; t < s.num_terms; ++t) {
+          const int64_t row = c.terms[static_cast<size_t>(s.first_term + t)] + i;
+          const float term = to_float(x[static_cast<size_t>(row * c.x_width + c.begin + j)]);
+          sum = t == 0 ? term : sum + term;
+        }
+        Y& out = y[static_cast<size_t>((s.to + i) * c.y_width + j)];
+        if constexpr (sizeof(Y) == 2) out = ToBits(static_cast<double>(sum));
+        if constexpr (sizeof(Y) == 4) out = sum;
+      }
+    }
+  }
+  return y;
+}
+
+TEST_F(RowsCudaTest, AddsWhatTheTermsNameAndNothingElse) {
+  for (const SumCase& c : SumCases()) {
+    SCOPED_TRACE(c.name);
+    int64_t x_rows = 6, y_rows = 6;
+    for (const RowSegment& s : c.segments) {
+      y_rows = std::max(y_rows, s.to + s.count + 1);
+      for (int64_t t = 0; t < s.num_terms; ++t) {
+        x_rows = std::max(x_rows, c.terms[static_cast<size_t>(s.first_term + t)] + s.count);
+      }
+    }
+    const auto check = [&](const auto& x, const auto& before) {
+      using X = typename std::decay_t<decltype(x)>::value_type;
+      using Y = typename std::decay_t<decltype(before)>::value_type;
+      const auto want = ExpectedSums(c, x, before);
+      const DeviceArray<X> x_d(x);
+      const DeviceArray<Y> y(before), again(before);
+      const auto y_view = [&](const DeviceArray<Y>& array) {
+        return OnDevice(array, sizeof(Y) == 2 ? DType::kBF16 : DType::kF32, {y_rows, c.y_width})
+            .Columns(0, c.columns);
+      };
+      OnGpu([&](const OpContext& context) {
+        const ConstTensorView x_view =
+            OnDevice(x_d, sizeof(X) == 2 ? DType::kBF16 : DType::kF32, {x_rows, c.x_width})
+                .Columns(c.begin, c.begin + c.columns);
+        SumRowRanges(context, c.segments, c.terms, x_view, y_view(y));
+        const ArenaScope scope(context.arena);
+        const RowSegments segments = Mirror(context, RowSegments(c.segments));
+        const Positions terms = Mirror(context, Positions(c.terms));
+        SumRowRanges(context, segments, terms, x_view, y_view(again));
+      });
+      EXPECT_TRUE(SameBits(y.Download(), want)) << sizeof(X) << " to " << sizeof(Y) << " bytes";
+      EXPECT_TRUE(SameBits(again.Download(), want)) << "mirrored lists";
+    };
+    const auto half_x = Bf16Matrix::Random(x_rows, c.x_width, c.x_width, 1).data;
+    const auto float_x = RandomFloats(x_rows * c.x_width, 2);
+    const std::vector<Bits> half_y(static_cast<size_t>(y_rows * c.y_width), kPoison);
+    const auto float_y = RandomFloats(y_rows * c.y_width, 3);
+    check(half_x, half_y);
+    check(half_x, float_y);
+    check(float_x, half_y);
+    check(float_x, float_y);
   }
 }
 

@@ -17,6 +17,7 @@
 #include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
 #include "runtime/ops/step_trace.h"
+#include "runtime/ops/sum_rows.h"
 
 // First line of an op that has a twin on the GPU: passes the call on if the context is a GPU's.
 // Builds without CUDA compile the call and drop it.
@@ -57,6 +58,8 @@ void SetZero(const OpContext& context, TensorView x);
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
 void CopyRowRanges(const OpContext& context, const RowRanges& ranges, ConstTensorView x,
                    TensorView y);
+void SumRowRanges(const OpContext& context, const RowSegments& segments, const Positions& terms,
+                  ConstTensorView x, TensorView y);
 void Add(const OpContext& context, ConstTensorView a, ConstTensorView b, TensorView y);
 void AddWide(const OpContext& context, ConstTensorView x, TensorView sum);
 void BiasBackward(const OpContext& context, ConstTensorView dy, TensorView dbias);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/row_range.h"
+#include "runtime/base/row_segment.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/device/cuda_status.h"
 #include "runtime/ops/cuda/cuda_op_context.h"
@@ -119,5 +120,7 @@ MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array) {
 template Indices Mirror(const OpContext& context, Indices array);
 template Positions Mirror(const OpContext& context, Positions array);
 template MirroredArray<RowRange> Mirror(const OpContext& context, MirroredArray<RowRange> array);
+template MirroredArray<RowSegment> Mirror(const OpContext& context,
+                                          MirroredArray<RowSegment> array);
 
 }  // namespace evenkeel::cuda
