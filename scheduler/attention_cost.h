@@ -1,8 +1,9 @@
 // What a piece of causal attention costs a server. Pure.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -29,12 +30,29 @@ class AttentionCost {
                                             std::vector<int64_t> kv_lens,
                                             std::vector<double> seconds_per_pair);
 
-  bool is_constant() const { return q_lens_.empty(); }
+  bool is_constant() const { return q_lens_.lengths.empty(); }
   // Seconds; 0 for no query.
-  double Seconds(int64_t q_len, int64_t kv_len) const;
+  double Seconds(int64_t q_len, int64_t kv_len) const {
+    if (q_len <= 0) return 0;
+    const double per_pair =
+        is_constant() ? seconds_per_pair_.front() : SecondsPerPair(q_len, kv_len);
+    return CausalPairs(q_len, kv_len) * per_pair;
+  }
 
  private:
-  std::vector<int64_t> q_lens_, kv_lens_;
+  struct GridAxis {
+    std::vector<int64_t> lengths;
+    std::vector<double> logs;  // of the lengths
+
+    void Set(std::vector<int64_t> points);
+    // The last point at or below `length` and how far `length` is on the way to the next one, in
+    // logarithms; beyond the ends the end itself.
+    std::pair<size_t, double> Find(int64_t length) const;
+  };
+
+  double SecondsPerPair(int64_t q_len, int64_t kv_len) const;
+
+  GridAxis q_lens_, kv_lens_;
   std::vector<double> seconds_per_pair_{0};
 };
 
