@@ -210,6 +210,7 @@ std::unique_ptr<ContextPlan> MakeContextPlan(const OpContext& context, AxisComm&
   if (options.has_softmax) {
     switch (strategy.softmax) {
       case SoftmaxExchange::kGather:
+      case SoftmaxExchange::kDisaggregated:
         plan->tasks = plan_tasks(plan->task_list);
         break;
       case SoftmaxExchange::kRing:

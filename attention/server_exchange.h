@@ -29,14 +29,14 @@ struct RowMessage {
 // of them end to end is one message, which is received in place. Both sides find the same messages
 // in the same order.
 struct RowRoute {
-  int64_t num_sent = 0;                // rows of the send buffer, server by server
-  std::vector<RowRange> sent;          // this rank's rows -> send buffer
-  std::vector<RowMessage> sends;       // of the send buffer
-  int64_t num_held = 0;                // rows of this rank's server buffer
-  std::vector<RowRange> kept;          // this rank's rows -> its own server buffer
-  std::vector<RowMessage> receives;    // of the server buffer
-  std::vector<RowRange> sent_back;     // send buffer -> this rank's rows
-  std::vector<RowRange> kept_back;     // server buffer -> this rank's rows
+  int64_t num_sent = 0;              // rows of the send buffer, server by server
+  std::vector<RowRange> sent;        // this rank's rows -> send buffer
+  std::vector<RowMessage> sends;     // of the send buffer
+  int64_t num_held = 0;              // rows of this rank's server buffer
+  std::vector<RowRange> kept;        // this rank's rows -> its own server buffer
+  std::vector<RowMessage> receives;  // of the server buffer
+  std::vector<RowRange> sent_back;   // send buffer -> this rank's rows
+  std::vector<RowRange> kept_back;   // server buffer -> this rank's rows
 };
 
 // The gradient of keys comes from every server that had them. The sums, rows [count] -> this rank's
@@ -56,7 +56,7 @@ struct ServerExchange {
   // buffer, then those this rank kept, in the order of keys.kept. A rank's rows of one piece that
   // one server had:
   struct KeyInterval {
-    int64_t row = 0;       // of this rank
+    int64_t row = 0;  // of this rank
     int64_t count = 0;
     int64_t returned = 0;  // row of that buffer
     int64_t order = 0;     // first query of the document that the server computed

@@ -68,6 +68,7 @@ void DistributedForward(const OpContext& context, const BlockSpec& spec, const C
   }
   switch (plan.strategy.softmax) {
     case SoftmaxExchange::kGather:
+    case SoftmaxExchange::kDisaggregated:
       return GatheredAttentionForward(context, plan, plan.tasks, TaskWeighting::kSoftmax,
                                       spec.scale, inputs.q, inputs.k, inputs.v, out, saved.lse);
     case SoftmaxExchange::kRing:
@@ -94,6 +95,7 @@ void DistributedBackward(const OpContext& context, const BlockSpec& spec, const 
   }
   switch (plan.strategy.softmax) {
     case SoftmaxExchange::kGather:
+    case SoftmaxExchange::kDisaggregated:
       return GatheredAttentionBackward(context, plan, plan.tasks, TaskWeighting::kSoftmax,
                                        spec.scale, inputs.q, inputs.k, inputs.v, out, saved.lse,
                                        dout, gradients.q, gradients.k, gradients.v);

@@ -176,10 +176,28 @@ void Model::LossBackward(const OpContext& context, double loss_scale, TensorView
   ReleaseHead();
 }
 
-void Model::Backward(const OpContext& context, int chunk, double loss_scale, bool is_last,
-                     TensorView loss_sum, StagePass& pass) {
+void Model::BeginBackward(const OpContext& context, int chunk, double loss_scale, bool is_last,
+                          TensorView loss_sum, StagePass& pass) {
   if (ends(chunk)) LossBackward(context, loss_scale, loss_sum, pass);
   if (chunk + 1 == num_chunks()) store_.ReleaseGradients(layout_.head_unit(), is_last);
+}
+
+void Model::FinishBackward(const OpContext& context, int chunk, bool is_last, StagePass& pass) {
+  if (chunk > 0) return;
+  const int embedding = ParameterLayout::kEmbeddingUnit;
+  if (begins(chunk)) {
+    const TensorView unit = store_.AcquireGradients(context, embedding);
+    if (!pass.is_empty()) {
+      EmbedBackward(context, config_, layout_.Embedding(unit), pass);
+    }
+  }
+  store_.ReleaseGradients(embedding, is_last);
+  store_.ReleaseGradients(ParameterLayout::kExactUnit, is_last);
+}
+
+void Model::Backward(const OpContext& context, int chunk, double loss_scale, bool is_last,
+                     TensorView loss_sum, StagePass& pass) {
+  BeginBackward(context, chunk, loss_scale, is_last, loss_sum, pass);
   const LayerRange layers = LocalLayers(chunk);
   for (int64_t local = layers.end; local-- > layers.begin;) {
     const TraceScope trace(context, "layer", static_cast<size_t>(layout_.layer(local)), "backward");
@@ -197,16 +215,7 @@ void Model::Backward(const OpContext& context, int chunk, double loss_scale, boo
     store_.ReleaseWeights(unit);
     store_.ReleaseGradients(unit, is_last);
   }
-  if (chunk > 0) return;
-  const int embedding = ParameterLayout::kEmbeddingUnit;
-  if (begins(chunk)) {
-    const TensorView unit = store_.AcquireGradients(context, embedding);
-    if (!pass.is_empty()) {
-      EmbedBackward(context, config_, layout_.Embedding(unit), pass);
-    }
-  }
-  store_.ReleaseGradients(embedding, is_last);
-  store_.ReleaseGradients(ParameterLayout::kExactUnit, is_last);
+  FinishBackward(context, chunk, is_last, pass);
 }
 
 void Model::ForwardBackward(const OpContext& context, const PackedBatch& batch, double loss_scale,

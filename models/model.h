@@ -74,6 +74,11 @@ class Model {
   void Backward(const OpContext& context, int chunk, double loss_scale, bool is_last,
                 TensorView loss_sum, StagePass& pass);
 
+  // What Backward does before and after the layers.
+  void BeginBackward(const OpContext& context, int chunk, double loss_scale, bool is_last,
+                     TensorView loss_sum, StagePass& pass);
+  void FinishBackward(const OpContext& context, int chunk, bool is_last, StagePass& pass);
+
   // All of the above for one chunk that is the whole model. `is_last` as above.
   void ForwardBackward(const OpContext& context, const PackedBatch& batch, double loss_scale,
                        Recompute recompute, bool is_last, TensorView loss_sum);
@@ -99,15 +104,15 @@ class Model {
   ConstTensorView AcquireEmbedding(const OpContext& context);
   BlockViews<ConstTensorView> AcquireBlock(const OpContext& context, int64_t local_layer);
   HeadViews<ConstTensorView> AcquireHead(const OpContext& context);
+  void PrefetchLayer(const OpContext& context, int64_t local_layer);
+  // The chunk's layers, counted as this rank holds them.
+  LayerRange LocalLayers(int chunk) const;
 
  private:
   Model(const ModelConfig& config, const ModelSetup& setup, ParameterLayout layout);
 
   bool begins(int chunk) const { return layout_.part().is_first && chunk == 0; }
   bool ends(int chunk) const { return layout_.part().is_last && chunk + 1 == num_chunks(); }
-  // The chunk's layers, counted as this rank holds them.
-  LayerRange LocalLayers(int chunk) const;
-  void PrefetchLayer(const OpContext& context, int64_t local_layer);
   void LossBackward(const OpContext& context, double loss_scale, TensorView loss_sum,
                     StagePass& pass);
   void ReleaseHead();

@@ -26,24 +26,30 @@ PipelineRun::PipelineRun(const OpContext& context, Model& model, const PipelineL
       pp_rank_(pp_rank),
       tracker_(tracker) {}
 
+absl::Status PipelineRun::MakeArena(std::unique_ptr<Arena>* arena,
+                                    std::unique_ptr<OpContext>* context) {
+  const int64_t capacity = context_.arena.capacity();
+  auto created = context_.cuda == nullptr
+                     ? Arena::Create(capacity, tracker_)
+                     : Arena::CreateOnGpu(DeviceOf(*context_.cuda), capacity, tracker_);
+  EK_RETURN_IF_ERROR(created.status());
+  *arena = std::make_unique<Arena>(*std::move(created));
+  *context = std::make_unique<OpContext>(
+      OpContext{context_.pool, **arena, context_.dtype, context_.cuda, context_.trace});
+  return absl::OkStatus();
+}
+
 absl::Status PipelineRun::MakeSlots(int count) {
   while (static_cast<int>(slots_.size()) < count) {
     auto slot = std::make_unique<Slot>();
-    const int64_t capacity = context_.arena.capacity();
-    auto arena = context_.cuda == nullptr
-                     ? Arena::Create(capacity, tracker_)
-                     : Arena::CreateOnGpu(DeviceOf(*context_.cuda), capacity, tracker_);
-    EK_RETURN_IF_ERROR(arena.status());
-    slot->arena = std::make_unique<Arena>(*std::move(arena));
-    slot->context = std::make_unique<OpContext>(
-        OpContext{context_.pool, *slot->arena, context_.dtype, context_.cuda, context_.trace});
+    EK_RETURN_IF_ERROR(MakeArena(&slot->arena, &slot->context));
     slots_.push_back(std::move(slot));
   }
   return absl::OkStatus();
 }
 
 int64_t PipelineRun::arena_bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = pool_arena_ == nullptr ? 0 : pool_arena_->peak_bytes();
   for (const auto& slot : slots_) bytes += slot->arena->peak_bytes();
   return bytes;
 }

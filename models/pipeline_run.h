@@ -7,6 +7,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "attention/pool_step.h"
+#include "attention/server_pass.h"
 #include "models/model.h"
 #include "parallel/mesh_comms.h"
 #include "parallel/pipeline_schedule.h"
@@ -20,6 +22,13 @@ struct TokenLosses {
   std::vector<double> losses;  // 0 where there is no target
   std::vector<int32_t> targets;
   std::vector<int64_t> positions;
+};
+
+// With whom this rank pools its softmax attention, and how.
+struct PoolSetup {
+  AxisComm* axis = nullptr;  // null: this rank alone
+  AttentionHeads heads;
+  ServerPassMode mode;
 };
 
 // Activations of a micro-batch that waits for its backward pass live in an arena of their own,
@@ -36,6 +45,12 @@ class PipelineRun {
   // calls it.
   absl::Status Train(absl::Span<const PackedBatch> batches, double loss_scale, Recompute recompute,
                      TensorView loss_sum);
+
+  // Train with disaggregated attention: runs the ticks of `step` (attention/pool_step.h), which was
+  // planned for these batches, on a model without virtual stages. Every rank of the pool calls it.
+  absl::Status TrainPooled(absl::Span<const PackedBatch> batches, double loss_scale,
+                           Recompute recompute, TensorView loss_sum, const PoolSetup& pool,
+                           PoolStep& step);
 
   // A forward pass that keeps nothing. The last stage gets the losses of its tokens, the others
   // nothing. Every rank of the pipeline calls it.
@@ -61,6 +76,8 @@ class PipelineRun {
   };
 
   absl::Status MakeSlots(int count);
+  // A context like this one's whose arena is its own.
+  absl::Status MakeArena(std::unique_ptr<Arena>* arena, std::unique_ptr<OpContext>* context);
   Slot& SlotOf(size_t action) { return *slots_[static_cast<size_t>(slot_of_[action])]; }
   void Begin(size_t action, absl::Span<const PackedBatch> batches);
   void Wait(AxisComm* link, Work& work);
@@ -77,6 +94,8 @@ class PipelineRun {
   int pp_rank_;
   MemoryTracker& tracker_;
   std::vector<std::unique_ptr<Slot>> slots_;
+  std::unique_ptr<Arena> pool_arena_;  // what travels to attention servers
+  std::unique_ptr<OpContext> pool_context_;
   PipelineSchedule schedule_;
   std::vector<int> slot_of_;   // by action of this rank
   std::vector<int64_t> left_;  // backward passes still to come, by chunk

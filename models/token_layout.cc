@@ -11,9 +11,10 @@ bool HasLinear(const ModelConfig& config) {
 
 // What depends on the tokens alone, not on documents.
 void PlanTokens(const OpContext& context, const ModelConfig& config,
-                absl::Span<const int64_t> positions, AxisComm* tp, TokenLayout& layout) {
+                absl::Span<const int64_t> positions, AxisComm* tp, int64_t cut,
+                TokenLayout& layout) {
   const auto tokens = static_cast<int64_t>(positions.size());
-  layout.shards = TokenShards(tokens, TokenChunk(context.device(), tp == nullptr), tp);
+  layout.shards = TokenShards(tokens, TokenChunk(context.device(), tp == nullptr), tp, cut);
   layout.positions = Mirror(context, Positions(positions));
   if (!config.has_kind(LayerKind::kSoftmax)) return;
   const Shape shape{tokens, config.head_size() / 2};
@@ -53,7 +54,7 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             absl::Span<const int64_t> cu_seqlens,
                             absl::Span<const int64_t> positions, bool backward) {
   TokenLayout layout;
-  PlanTokens(context, config, positions, nullptr, layout);
+  PlanTokens(context, config, positions, nullptr, /*cut=*/0, layout);
   PlanDocuments(context, config, cu_seqlens, nullptr, backward, layout);
   return layout;
 }
@@ -62,8 +63,10 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             const PackedBatch& batch, const TokenAxes& axes, bool backward,
                             PackedBatch* shard) {
   TokenLayout layout;
+  const bool has_halves = axes.strategy.softmax == SoftmaxExchange::kDisaggregated;
   if (axes.cp == nullptr) {
-    PlanTokens(context, config, batch.positions, axes.tp, layout);
+    PlanTokens(context, config, batch.positions, axes.tp,
+               has_halves ? FirstHalf(batch.num_tokens()) : 0, layout);
     if (!batch.tokens.empty()) {
       PlanDocuments(context, config, batch.cu_seqlens, axes.tp, backward, layout);
     }
@@ -78,7 +81,8 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
   options.backward = backward;
   layout.context = MakeContextPlan(context, *axes.cp, axes.strategy, batch.cu_seqlens, options);
   *shard = TakeShard(batch, layout.context->layout, axes.cp->rank());
-  PlanTokens(context, config, shard->positions, axes.tp, layout);
+  const int64_t cut = has_halves ? RowsOfFirstHalf(layout.context->layout, axes.cp->rank()) : 0;
+  PlanTokens(context, config, shard->positions, axes.tp, cut, layout);
   return layout;
 }
 

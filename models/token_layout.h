@@ -31,7 +31,8 @@ struct TokenLayout {
   TokenLayout(TokenLayout&&) = default;
   TokenLayout& operator=(TokenLayout&&) = default;
 
-  TokenShards shards;                    // T tokens, and who holds their stream
+  // T tokens, and who holds their stream; with kDisaggregated cut into nano-batches.
+  TokenShards shards;
   Positions positions;                   // [T], from 0 at each document
   std::unique_ptr<ContextPlan> context;  // with context parallelism; what follows is then not there
   SequencePlan sequences;                // documents, for lightning layers

@@ -1,0 +1,259 @@
+#include "attention/server_pass.h"
+
+#include <chrono>
+#include <vector>
+
+#include "attention/softmax_attention.h"
+#include "runtime/ops/elementwise.h"
+#include "runtime/ops/step_trace.h"
+
+namespace evenkeel {
+namespace {
+
+TensorView Workspace(const OpContext& context, DType dtype, Shape shape) {
+  return context.arena.Allocate(dtype, shape, MemoryPurpose::kWorkspace);
+}
+
+// A group of messages, rows of several buffers.
+class MessageGroup {
+ public:
+  explicit MessageGroup(const ServerPassMode& mode) : mode_(mode) {}
+
+  void Send(const std::vector<RowMessage>& messages, const TensorView& buffer) {
+    for (const RowMessage& message : messages) {
+      sends_.push_back({message.peer, RowsOf(message, buffer)});
+    }
+  }
+  void Receive(const std::vector<RowMessage>& messages, const TensorView& buffer) {
+    for (const RowMessage& message : messages) {
+      receives_.push_back({message.peer, RowsOf(message, buffer)});
+    }
+  }
+  Work Start(AxisComm* pool, const char* label) {
+    if (pool == nullptr || (sends_.empty() && receives_.empty())) return Work();
+    Work work = pool->SendRecvAsync(sends_, receives_, label);
+    if (!mode_.overlaps) {
+      pool->Wait(work);
+      return Work();
+    }
+    return work;
+  }
+
+ private:
+  TensorView RowsOf(const RowMessage& message, const TensorView& buffer) const {
+    if (mode_.signals) return buffer.Rows(message.begin, message.begin + 1).Columns(0, 1);
+    return buffer.Rows(message.begin, message.begin + message.count);
+  }
+
+  const ServerPassMode& mode_;
+  std::vector<SendTo> sends_;
+  std::vector<ReceiveFrom> receives_;
+};
+
+void WaitFor(AxisComm* pool, Work& work) {
+  if (pool != nullptr) pool->Wait(work);
+  work = Work();
+}
+
+// Where the parts of a row lie.
+struct KeyValueColumns {
+  TensorView keys, values;
+  KeyValueColumns(const AttentionHeads& heads, const TensorView& kv)
+      : keys(kv.Columns(0, heads.num_kv_heads * heads.key_size)),
+        values(kv.Columns(heads.num_kv_heads * heads.key_size, heads.kv_width())) {}
+};
+
+// This rank's rows to where they are sent from, and to its own server buffer.
+void CopyOut(const OpContext& context, const RowRanges& sent, const RowRanges& kept,
+             ConstTensorView rows, TensorView sent_to, TensorView kept_to) {
+  if (sent.size() > 0) CopyRowRanges(context, sent, rows, sent_to);
+  if (kept.size() > 0) CopyRowRanges(context, kept, rows, kept_to);
+}
+
+// The way back.
+void CopyBack(const OpContext& context, const RowRanges& sent_back, const RowRanges& kept_back,
+              ConstTensorView from_others, ConstTensorView from_here, TensorView rows) {
+  if (sent_back.size() > 0) CopyRowRanges(context, sent_back, from_others, rows);
+  if (kept_back.size() > 0) CopyRowRanges(context, kept_back, from_here, rows);
+}
+
+void PackKeys(const OpContext& context, const ServerExchange& exchange, const AttentionHeads& heads,
+              ConstTensorView k, ConstTensorView v, const TensorView& sent_kv,
+              const TensorView& kv) {
+  if (k.empty()) return;
+  const KeyValueColumns sent(heads, sent_kv), kept(heads, kv);
+  CopyOut(context, exchange.sent_keys, exchange.kept_keys, k.MergeHeads(), sent.keys, kept.keys);
+  CopyOut(context, exchange.sent_keys, exchange.kept_keys, v.MergeHeads(), sent.values,
+          kept.values);
+}
+
+class AttendTimer {
+ public:
+  explicit AttendTimer(ServerTimes& times)
+      : times_(times), begin_(std::chrono::steady_clock::now()) {}
+  ~AttendTimer() {
+    times_.attend_seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    ++times_.num_attends;
+  }
+
+ private:
+  ServerTimes& times_;
+  std::chrono::steady_clock::time_point begin_;
+};
+
+}  // namespace
+
+ServerForward::ServerForward(const OpContext& context, AxisComm* pool,
+                             const ServerExchange& exchange, const AttentionHeads& heads,
+                             const ServerPassMode& mode)
+    : context_(context), pool_(pool), exchange_(exchange), heads_(heads), mode_(mode) {
+  const DType dtype = context.dtype, wide = context.wide_dtype();
+  const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
+  sent_q_ = Workspace(context, dtype, {sent, heads.q_width()});
+  sent_kv_ = Workspace(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
+  back_out_ = Workspace(context, dtype, {sent, heads.out_width()});
+  back_lse_ = Workspace(context, wide, {sent, heads.num_heads});
+  q_ = Workspace(context, dtype, {held, heads.q_width()});
+  kv_ = Workspace(context, dtype, {exchange.keys.num_held, heads.kv_width()});
+  out_ = Workspace(context, dtype, {held, heads.out_width()});
+  lse_ = Workspace(context, wide, {held, heads.num_heads});
+}
+
+void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
+  const TraceScope trace(context_, "dispatch");
+  if (!q.empty()) {
+    CopyOut(context_, exchange_.sent_queries, exchange_.kept_queries, q.MergeHeads(), sent_q_, q_);
+    PackKeys(context_, exchange_, heads_, k, v, sent_kv_, kv_);
+  }
+  MessageGroup group(mode_);
+  group.Send(exchange_.queries.sends, sent_q_);
+  group.Send(exchange_.keys.sends, sent_kv_);
+  group.Receive(exchange_.queries.receives, q_);
+  group.Receive(exchange_.keys.receives, kv_);
+  dispatch_ = group.Start(pool_, "queries and keys to servers");
+}
+
+void ServerForward::Attend() {
+  WaitFor(pool_, dispatch_);
+  const TraceScope trace(context_, "attend");
+  if (!exchange_.task_list.empty()) {
+    const AttendTimer timer(times_);
+    const KeyValueColumns columns(heads_, kv_);
+    SoftmaxAttentionForward(
+        context_, exchange_.tasks, heads_.scale, q_.SplitHeads(heads_.num_heads),
+        columns.keys.SplitHeads(heads_.num_kv_heads),
+        columns.values.SplitHeads(heads_.num_kv_heads), out_.SplitHeads(heads_.num_heads), lse_);
+  }
+  MessageGroup group(mode_);
+  group.Send(exchange_.queries.receives, out_);
+  group.Send(exchange_.queries.receives, lse_);
+  group.Receive(exchange_.queries.sends, back_out_);
+  group.Receive(exchange_.queries.sends, back_lse_);
+  return_ = group.Start(pool_, "attention from servers");
+}
+
+void ServerForward::Collect(TensorView out, TensorView lse) {
+  WaitFor(pool_, return_);
+  if (out.empty()) return;
+  const TraceScope trace(context_, "collect");
+  CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_out_, out_,
+           out.MergeHeads());
+  CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_lse_, lse_,
+           lse);
+}
+
+ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
+                               const ServerExchange& exchange, const AttentionHeads& heads,
+                               const ServerPassMode& mode, TensorView returned)
+    : context_(context),
+      pool_(pool),
+      exchange_(exchange),
+      heads_(heads),
+      mode_(mode),
+      returned_(returned) {
+  const DType dtype = context.dtype, wide = context.wide_dtype();
+  const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
+  sent_rows_ = Workspace(context, dtype, {sent, query_width()});
+  sent_lse_ = Workspace(context, wide, {sent, heads.num_heads});
+  sent_kv_ = Workspace(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
+  back_dq_ = Workspace(context, dtype, {sent, heads.q_width()});
+  rows_ = Workspace(context, dtype, {held, query_width()});
+  lse_ = Workspace(context, wide, {held, heads.num_heads});
+  kv_ = Workspace(context, dtype, {exchange.keys.num_held, heads.kv_width()});
+  dq_ = Workspace(context, dtype, {held, heads.q_width()});
+  dkv_ = Workspace(context, wide, {exchange.keys.num_held, heads.kv_width()});
+}
+
+void ServerBackward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                              ConstTensorView out, ConstTensorView lse, ConstTensorView dout) {
+  const TraceScope trace(context_, "dispatch");
+  if (!q.empty()) {
+    const auto copy = [&](const ConstTensorView& rows, const TensorView& to_send,
+                          const TensorView& to_keep) {
+      CopyOut(context_, exchange_.sent_queries, exchange_.kept_queries, rows, to_send, to_keep);
+    };
+    int64_t column = 0;
+    for (const ConstTensorView& rows : {q.MergeHeads(), out.MergeHeads(), dout.MergeHeads()}) {
+      const int64_t end = column + rows.dim(1);
+      copy(rows, sent_rows_.Columns(column, end), rows_.Columns(column, end));
+      column = end;
+    }
+    copy(lse, sent_lse_, lse_);
+    PackKeys(context_, exchange_, heads_, k, v, sent_kv_, kv_);
+  }
+  MessageGroup group(mode_);
+  group.Send(exchange_.queries.sends, sent_rows_);
+  group.Send(exchange_.queries.sends, sent_lse_);
+  group.Send(exchange_.keys.sends, sent_kv_);
+  group.Receive(exchange_.queries.receives, rows_);
+  group.Receive(exchange_.queries.receives, lse_);
+  group.Receive(exchange_.keys.receives, kv_);
+  dispatch_ = group.Start(pool_, "gradients of attention to servers");
+}
+
+void ServerBackward::Attend() {
+  WaitFor(pool_, dispatch_);
+  const TraceScope trace(context_, "attend");
+  if (!exchange_.task_list.empty()) {
+    const AttendTimer timer(times_);
+    SetZero(context_, dkv_);
+    const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);
+    const int64_t q_end = heads_.q_width(), out_end = q_end + heads_.out_width();
+    const int64_t h = heads_.num_heads, g = heads_.num_kv_heads;
+    SoftmaxAttentionBackward(
+        context_, exchange_.tasks, heads_.scale, rows_.Columns(0, q_end).SplitHeads(h),
+        kv.keys.SplitHeads(g), kv.values.SplitHeads(g), rows_.Columns(q_end, out_end).SplitHeads(h),
+        lse_, rows_.Columns(out_end, query_width()).SplitHeads(h), dq_.SplitHeads(h),
+        dkv.keys.SplitHeads(g), dkv.values.SplitHeads(g), KeyGradients::kAdd);
+  }
+  MessageGroup group(mode_);
+  group.Send(exchange_.queries.receives, dq_);
+  group.Send(exchange_.keys.receives, dkv_);
+  group.Receive(exchange_.queries.sends, back_dq_);
+  group.Receive(exchange_.keys.sends, returned_);
+  return_ = group.Start(pool_, "gradients from servers");
+}
+
+void ServerBackward::Collect(TensorView dq) {
+  WaitFor(pool_, return_);
+  if (dq.empty()) return;
+  const TraceScope trace(context_, "collect");
+  CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_dq_, dq_,
+           dq.MergeHeads());
+  if (exchange_.returned_keys.size() > 0) {
+    CopyRowRanges(context_, exchange_.returned_keys, dkv_, returned_);
+  }
+}
+
+void SumKeyGradients(const OpContext& context, const AttentionHeads& heads,
+                     const RowSegments& segments, const Positions& terms, ConstTensorView returned,
+                     TensorView dk, TensorView dv) {
+  if (segments.size() == 0) return;
+  const int64_t key_columns = heads.num_kv_heads * heads.key_size;
+  SumRowRanges(context, segments, terms, returned.Columns(0, key_columns), dk.MergeHeads());
+  SumRowRanges(context, segments, terms, returned.Columns(key_columns, heads.kv_width()),
+               dv.MergeHeads());
+}
+
+}  // namespace evenkeel

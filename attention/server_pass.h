@@ -1,0 +1,110 @@
+// Disaggregated core attention of one nano-batch, one layer after the other (DistCA, arXiv
+// 2510.18121): queries, keys and values travel to the servers of a plan, attention is computed
+// there, results travel back. Servers keep nothing between forward and backward pass.
+//
+// Each pass has three calls, between which the caller computes something else: Dispatch sends,
+// Attend waits for what other ranks sent, computes and sends back, Collect waits for that. All
+// ranks of the pool make the same calls in the same order, those without tokens or tasks too.
+//
+// Shapes: T rows of this rank; q [T, H, Dq], k [T, G, Dq], v [T, G, D], out [T, H, D], lse [T, H].
+// Bytes sent per query and per key and server, in numbers of the dtype: forward H Dq and G (Dq + D)
+// there, H D and H statistics back; backward H (Dq + 2 D) and H statistics, and G (Dq + D) there,
+// H Dq and G (Dq + D) numbers of the wide dtype back. docs/disaggregation.md
+#pragma once
+
+#include <cstdint>
+
+#include "attention/server_exchange.h"
+#include "parallel/axis_comm.h"
+#include "runtime/ops/op_context.h"
+
+namespace evenkeel {
+
+struct AttentionHeads {
+  int64_t num_heads = 0;     // H
+  int64_t num_kv_heads = 0;  // G
+  int64_t key_size = 0;      // Dq
+  int64_t value_size = 0;    // D
+  double scale = 1;          // of the logits
+
+  int64_t q_width() const { return num_heads * key_size; }
+  int64_t out_width() const { return num_heads * value_size; }
+  int64_t kv_width() const { return num_kv_heads * (key_size + value_size); }
+  bool operator==(const AttentionHeads&) const = default;
+};
+
+// For measuring what communication costs.
+struct ServerPassMode {
+  bool overlaps = true;  // false: every message is waited for where it is sent
+  bool signals = false;  // messages of one number: results are wrong, dependencies are right
+};
+
+// Seconds of this rank's host in the calls of Attend, waiting apart; on a GPU those of enqueueing.
+struct ServerTimes {
+  double attend_seconds = 0;
+  int64_t num_attends = 0;
+};
+
+class ServerForward {
+ public:
+  // Buffers live in the context's arena. `pool` is null for one rank alone. All references must
+  // outlive the object.
+  ServerForward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
+                const AttentionHeads& heads, const ServerPassMode& mode);
+
+  void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v);
+  void Attend();
+  // Writes out and lse at the nano-batch's rows of this rank.
+  void Collect(TensorView out, TensorView lse);
+
+  const ServerTimes& times() const { return times_; }
+
+ private:
+  const OpContext& context_;
+  AxisComm* pool_;
+  const ServerExchange& exchange_;
+  AttentionHeads heads_;
+  ServerPassMode mode_;
+  TensorView sent_q_, sent_kv_, back_out_, back_lse_;  // of the owner
+  TensorView q_, kv_, out_, lse_;                      // of the server
+  Work dispatch_, return_;
+  ServerTimes times_;
+};
+
+class ServerBackward {
+ public:
+  // `returned` [exchange.num_returned(), G (Dq + D)] of the wide dtype receives the gradients of
+  // keys and values (KeyGradientSums).
+  ServerBackward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
+                 const AttentionHeads& heads, const ServerPassMode& mode, TensorView returned);
+
+  void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v, ConstTensorView out,
+                ConstTensorView lse, ConstTensorView dout);
+  void Attend();
+  // Writes dq at the nano-batch's rows of this rank, and all of `returned`.
+  void Collect(TensorView dq);
+
+  const ServerTimes& times() const { return times_; }
+
+ private:
+  // q, out and dout side by side.
+  int64_t query_width() const { return heads_.q_width() + 2 * heads_.out_width(); }
+
+  const OpContext& context_;
+  AxisComm* pool_;
+  const ServerExchange& exchange_;
+  AttentionHeads heads_;
+  ServerPassMode mode_;
+  TensorView returned_;
+  TensorView sent_rows_, sent_lse_, sent_kv_, back_dq_;  // of the owner
+  TensorView rows_, lse_, kv_, dq_, dkv_;                // of the server
+  Work dispatch_, return_;
+  ServerTimes times_;
+};
+
+// Writes dk [T, G, Dq] and dv [T, G, D] at the rows of the list's segments.
+void SumKeyGradients(const OpContext& context, const AttentionHeads& heads,
+                     const RowSegments& segments, const Positions& terms, ConstTensorView returned,
+                     TensorView dk, TensorView dv);
+
+}  // namespace evenkeel
