@@ -18,6 +18,21 @@ constexpr int kMostRanks = 1 << 20;
 // which suits every kernel.
 constexpr int64_t kPartMultiple = 64;
 
+absl::Status CheckPool(const ParallelConfig& config) {
+  if (config.virtual_stages > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "parallel.attention: disaggregated runs all stages in the same phase, which needs "
+        "parallel.virtual_stages 1, and it is ",
+        config.virtual_stages));
+  }
+  if (config.split != SplitPolicy::kAuto) {
+    return absl::InvalidArgumentError(
+        "parallel.attention: disaggregated cuts samples in a way of its own: leave parallel.split "
+        "at auto");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
@@ -50,10 +65,20 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
                {"1", ShardingStage::kOptimizer},
                {"2", ShardingStage::kGradients},
                {"3", ShardingStage::kParameters}});
-  fields.Enum("attention", &config.attention, "how softmax attention crosses cp ranks",
+  fields.Enum("attention", &config.attention,
+              "how softmax attention crosses cp ranks; disaggregated: over dp and pp ranks too",
               {{"gather", SoftmaxExchange::kGather},
                {"ring", SoftmaxExchange::kRing},
-               {"ulysses", SoftmaxExchange::kUlysses}});
+               {"ulysses", SoftmaxExchange::kUlysses},
+               {"disaggregated", SoftmaxExchange::kDisaggregated}});
+  fields.Float("attention_tolerance", &config.attention_tolerance,
+               "disaggregated: how far the load of an attention server may be from the mean", 0.001,
+               100);
+  fields.Int("attention_shard", &config.attention_shard,
+             "disaggregated: documents are cut for servers at multiples of so many tokens", 1,
+             1 << 20);
+  fields.Bool("ping_pong", &config.ping_pong,
+              "disaggregated: messages of half a micro-batch travel while the other is computed");
   fields.Enum("linear_attention", &config.linear_attention,
               "how the state of linear attention crosses cp ranks",
               {{"gather", StateExchange::kGather}, {"scan", StateExchange::kScan}});
@@ -99,16 +124,56 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   }
   plan.stage_begin = *std::move(stage_begin);
   plan.context.softmax = config.attention;
+  if (plan.pools_attention()) {
+    EK_RETURN_IF_ERROR(CheckPool(config));
+    if (!has_softmax) plan.context.softmax = SoftmaxExchange::kGather;  // nothing to pool
+    plan.disaggregation = {config.attention_tolerance, config.attention_shard};
+    plan.ping_pong = config.ping_pong;
+  }
   plan.context.states = config.linear_attention;
   const bool zigzag =
       config.split == SplitPolicy::kZigzag || (config.split == SplitPolicy::kAuto && has_softmax);
-  plan.context.split = zigzag ? SequenceSplit::kZigzag : SequenceSplit::kContiguous;
+  plan.context.split = plan.pools_attention() ? SequenceSplit::kHalves
+                       : zigzag               ? SequenceSplit::kZigzag
+                                              : SequenceSplit::kContiguous;
   return plan;
+}
+
+PoolShape ParallelPlan::pool() const {
+  PoolShape pool;
+  pool.mesh = mesh;
+  for (int stage = 0; stage < mesh.pp; ++stage) {
+    pool.softmax_layers.push_back(0);
+    for (int64_t layer = stage_begin[static_cast<size_t>(stage)];
+         layer < stage_begin[static_cast<size_t>(stage) + 1]; ++layer) {
+      if (model.kind(layer) == LayerKind::kSoftmax) ++pool.softmax_layers.back();
+    }
+  }
+  return pool;
+}
+
+AttentionHeads ParallelPlan::pool_heads() const {
+  int64_t layer = 0;
+  while (model.kind(layer) != LayerKind::kSoftmax) ++layer;
+  const BlockSpec spec = MakeBlockSpec(model, PartOf(MeshCoord()), layer);
+  return {spec.num_heads, spec.num_kv_heads, spec.core_qk_size(), spec.head_size, spec.scale};
+}
+
+PoolPlanOptions ParallelPlan::pool_options(DType dtype) const {
+  PoolPlanOptions options;
+  options.plan = disaggregation;
+  const AttentionHeads heads = pool_heads();
+  const int64_t size = SizeOf(dtype), wide = SizeOf(WideDType(dtype));
+  options.bytes = {heads.q_width() * size, heads.kv_width() * size, heads.out_width() * size,
+                   heads.num_heads * wide, heads.kv_width() * wide};
+  options.speed.assign(static_cast<size_t>(pool().num_ranks()), 1);
+  return options;
 }
 
 MeshCommsOptions ParallelPlan::comms() const {
   MeshCommsOptions options;
   options.shape = mesh;
+  options.pools_attention = pools_attention();
   if (model.has_kind(LayerKind::kSoftmax)) {
     options.key_value_copies = static_cast<int>(std::max<int64_t>(1, mesh.tp / model.kv_heads()));
   }

@@ -6,6 +6,8 @@
 
 #include "absl/status/statusor.h"
 #include "attention/context_plan.h"
+#include "attention/pool_step.h"
+#include "attention/server_pass.h"
 #include "models/model.h"
 #include "models/model_config.h"
 #include "models/state_placement.h"
@@ -29,6 +31,10 @@ struct ParallelConfig {
   SoftmaxExchange attention = SoftmaxExchange::kGather;
   StateExchange linear_attention = StateExchange::kGather;
   SplitPolicy split = SplitPolicy::kAuto;
+  // With attention: disaggregated.
+  double attention_tolerance = 0.05;
+  int64_t attention_shard = 128;
+  bool ping_pong = true;
 };
 
 void DescribeFields(ConfigFields& fields, ParallelConfig& config);
@@ -42,6 +48,16 @@ struct ParallelPlan {
       stage_begin;  // first layer of each of pp * virtual_stages stages, and the end
   ShardingStage sharding = ShardingStage::kNone;
   ContextStrategy context;
+  DisaggregationOptions disaggregation;  // where attention is pooled
+  bool ping_pong = true;
+
+  // Whether softmax attention is computed by a pool of ranks.
+  bool pools_attention() const { return context.softmax == SoftmaxExchange::kDisaggregated; }
+  PoolShape pool() const;
+  // Every rank serves at the same speed, at a cost that counts (query, key) pairs. `dtype`: what
+  // activations are kept in.
+  PoolPlanOptions pool_options(DType dtype) const;
+  AttentionHeads pool_heads() const;
 
   MeshCommsOptions comms() const;
   // What the rank at `coord` holds; without axes.

@@ -71,6 +71,9 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
     }
     EK_RETURN_IF_ERROR(comms->MakeLinks(world, options));
   }
+  if (options.pools_attention) {
+    EK_ASSIGN_OR_RETURN(comms->pool_, comms->Divide(world, at.tp, world.rank(), "pool"));
+  }
   comms->log_.ClearVolumes();
   return comms;
 }

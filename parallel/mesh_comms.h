@@ -34,9 +34,10 @@ struct PipelineLinks {
 
 struct MeshCommsOptions {
   MeshShape shape;
-  int key_value_copies = 1;     // neighbouring tensor-parallel ranks with the same key/value head
-  bool ties_stages = false;     // first and last stage share the embedding
-  bool is_interleaved = false;  // several model chunks a rank: the last stage links to the first
+  int key_value_copies = 1;      // neighbouring tensor-parallel ranks with the same key/value head
+  bool ties_stages = false;      // first and last stage share the embedding
+  bool is_interleaved = false;   // several model chunks a rank: the last stage links to the first
+  bool pools_attention = false;  // ranks of one tensor-parallel place share core attention
   // On the device of the communicators, [1]: a first message over every link of the pipeline. NCCL
   // connects two ranks in the host's first call, which waits for the other rank's: better here than
   // in the middle of a schedule, where that one may wait for this one. Empty: no message.
@@ -54,6 +55,9 @@ class MeshComms {
   const MeshCoord& coord() const { return coord_; }
   const ModelAxes& axes() const { return axes_; }
   const PipelineLinks& links() const { return links_; }
+  // All ranks of this one's tensor-parallel place, in the order of pp, dp, cp; null without
+  // pools_attention, or for one alone.
+  AxisComm* pool() const { return pool_; }
   CommLog& log() { return log_; }
 
  private:
@@ -68,6 +72,7 @@ class MeshComms {
   std::vector<std::unique_ptr<Communicator>> comms_;
   std::vector<std::unique_ptr<AxisComm>> all_axes_;
   ModelAxes axes_;
+  AxisComm* pool_ = nullptr;
   PipelineLinks links_;
 };
 

@@ -41,6 +41,8 @@ struct LayoutCase {
   Recompute recompute = Recompute::kNone;
   // Documents of each micro-batch of each replica, [dp][micro-batch].
   std::vector<std::vector<std::vector<int64_t>>> lengths;
+  // Of the attention servers of a pool, where it is disaggregated: 0 serves nothing.
+  std::vector<double> pool_speed;
 
   std::string ToString() const;
   // Tokens of the longest micro-batch.
@@ -170,6 +172,30 @@ inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
   return layout;
 }
 
+// A layout whose softmax attention is disaggregated, with servers of random speeds.
+inline LayoutCase DrawPooledLayout(uint64_t seed, int ranks) {
+  LayoutCase layout = DrawLayout(seed, ranks);
+  while (!layout.model.has_kind(LayerKind::kSoftmax)) {
+    seed += 1000000;
+    layout = DrawLayout(seed, ranks);
+  }
+  Draw draw(seed + 3);
+  ParallelConfig& parallel = layout.parallel;
+  parallel.attention = SoftmaxExchange::kDisaggregated;
+  parallel.split = SplitPolicy::kAuto;
+  if (parallel.virtual_stages > 1) {
+    parallel.virtual_stages = 1;
+    parallel.layers_per_stage.clear();
+  }
+  parallel.attention_shard = draw.One<int64_t>({1, 2, 8, 128});
+  parallel.attention_tolerance = draw.One<double>({0.01, 0.1, 1.0});
+  for (int r = 0; r < ranks; ++r) {
+    layout.pool_speed.push_back(draw.One<double>({0, 0.5, 1, 1, 1, 3}));
+  }
+  layout.pool_speed[static_cast<size_t>(draw.Int(0, ranks / parallel.mesh.tp - 1))] = 1;
+  return layout;
+}
+
 // The first layout from `seed` on with tensor parallelism, if `ranks` can have it, and a long
 // micro-batch.
 inline LayoutCase DrawLongLayout(uint64_t seed, int ranks, Recompute recompute) {
@@ -226,6 +252,10 @@ inline std::string LayoutCase::ToString() const {
                    static_cast<int>(parallel.linear_attention), ", split ",
                    static_cast<int>(parallel.split), ", recompute ", static_cast<int>(recompute),
                    ", layers ", absl::StrJoin(parallel.layers_per_stage, " "), ", documents");
+  if (parallel.attention == SoftmaxExchange::kDisaggregated) {
+    absl::StrAppend(&text, " (shards of ", parallel.attention_shard, ", speeds ",
+                    absl::StrJoin(pool_speed, " "), ")");
+  }
   for (const auto& replica : lengths) {
     for (const auto& documents : replica) {
       absl::StrAppend(&text, " [", absl::StrJoin(documents, " "), "]");

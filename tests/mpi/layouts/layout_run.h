@@ -109,14 +109,35 @@ struct PartRun {
     return *Model::Create(runtime.context, layout.model, setup, runtime.tracker);
   }
 
+  PoolStep PlanPool(const LayoutCase& layout,
+                    const std::vector<std::vector<PackedBatch>>& batches) const {
+    PoolPlanOptions options = plan.pool_options(runtime.context.dtype);
+    for (size_t r = 0; r < options.speed.size() && r < layout.pool_speed.size(); ++r) {
+      options.speed[r] = layout.pool_speed[r];
+    }
+    std::vector<std::vector<std::vector<int64_t>>> cu_seqlens;
+    for (const auto& replica : batches) {
+      cu_seqlens.emplace_back();
+      for (const PackedBatch& batch : replica) cu_seqlens.back().push_back(batch.cu_seqlens);
+    }
+    const MeshCoord& at = mesh->coord();
+    const PoolShape pool = plan.pool();
+    return PlanPoolStep(pool, options, cu_seqlens, pool.RankOf(at.pp, at.dp, at.cp));
+  }
+
   StepOutcome Gradients(const LayoutCase& layout,
                         const std::vector<std::vector<PackedBatch>>& batches, double scale) {
     const MeshCoord& at = mesh->coord();
     double sums[2] = {0, 0};
-    EXPECT_TRUE(pipeline
-                    .Train(batches[static_cast<size_t>(at.dp)], scale, layout.recompute,
-                           TensorView(&sums[0], DType::kF64, {1}))
-                    .ok());
+    const TensorView loss_sum(&sums[0], DType::kF64, {1});
+    const auto& mine = batches[static_cast<size_t>(at.dp)];
+    if (plan.pools_attention()) {
+      PoolStep step = PlanPool(layout, batches);
+      const PoolSetup pool{mesh->pool(), plan.pool_heads(), ServerPassMode()};
+      EXPECT_TRUE(pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, pool, step).ok());
+    } else {
+      EXPECT_TRUE(pipeline.Train(mine, scale, layout.recompute, loss_sum).ok());
+    }
     model.FinishGradients(runtime.context, TensorView(&sums[1], DType::kF64, {1}));
     EXPECT_TRUE(mesh->log().status().ok()) << mesh->log().status();
     double loss = at.tp == 0 && at.pp + 1 == mesh->shape().pp ? sums[0] : 0;

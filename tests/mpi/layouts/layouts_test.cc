@@ -25,6 +25,7 @@ using testing_support::BatchesOf;
 using testing_support::CountTargets;
 using testing_support::DrawLayout;
 using testing_support::DrawLongLayout;
+using testing_support::DrawPooledLayout;
 using testing_support::EveryModelOnOneAxis;
 using testing_support::LayoutCase;
 using testing_support::PartRun;
@@ -119,6 +120,21 @@ TEST_F(Layouts, TrainTheSameModel) {
       std::fflush(stdout);
     }
     // Every second goes on for 2 steps, every fourth, if they are short, for 20.
+    const int steps = i % 2 == 0 ? 0 : i % 4 == 1 || layout.most_tokens() > 1000 ? 2 : 20;
+    Compare<double>(layout, comm_, steps, 1e-12, 1e-10);
+    if (AnyHasFailed()) return;
+  }
+}
+
+TEST_F(Layouts, TrainTheSameModelWithDisaggregatedAttention) {
+  const int64_t draws = FromEnvironment("EVENKEEL_LAYOUT_DRAWS", 12);
+  const auto seed = static_cast<uint64_t>(FromEnvironment("EVENKEEL_LAYOUT_SEED", 1));
+  for (int64_t i = 0; i < draws; ++i) {
+    const LayoutCase layout = DrawPooledLayout(seed + static_cast<uint64_t>(i), comm_.size());
+    if (std::getenv("EVENKEEL_LAYOUT_VERBOSE") != nullptr && comm_.rank() == 0) {
+      std::printf("%s\n", layout.ToString().c_str());
+      std::fflush(stdout);
+    }
     const int steps = i % 2 == 0 ? 0 : i % 4 == 1 || layout.most_tokens() > 1000 ? 2 : 20;
     Compare<double>(layout, comm_, steps, 1e-12, 1e-10);
     if (AnyHasFailed()) return;
