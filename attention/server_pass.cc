@@ -89,12 +89,13 @@ void PackKeys(const OpContext& context, const ServerExchange& exchange, const At
 
 class AttendTimer {
  public:
-  explicit AttendTimer(ServerTimes& times)
-      : times_(times), begin_(std::chrono::steady_clock::now()) {}
+  AttendTimer(ServerTimes& times, const ServerExchange& exchange)
+      : times_(times), begin_(std::chrono::steady_clock::now()) {
+    times.planned += exchange.planned_seconds;
+  }
   ~AttendTimer() {
-    times_.attend_seconds +=
+    times_.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-    ++times_.num_attends;
   }
 
  private:
@@ -106,8 +107,13 @@ class AttendTimer {
 
 ServerForward::ServerForward(const OpContext& context, AxisComm* pool,
                              const ServerExchange& exchange, const AttentionHeads& heads,
-                             const ServerPassMode& mode)
-    : context_(context), pool_(pool), exchange_(exchange), heads_(heads), mode_(mode) {
+                             const ServerPassMode& mode, ServerTimes& times)
+    : context_(context),
+      pool_(pool),
+      exchange_(exchange),
+      heads_(heads),
+      mode_(mode),
+      times_(times) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
   sent_q_ = Workspace(context, dtype, {sent, heads.q_width()});
@@ -138,7 +144,7 @@ void ServerForward::Attend() {
   WaitFor(pool_, dispatch_);
   const TraceScope trace(context_, "attend");
   if (!exchange_.task_list.empty()) {
-    const AttendTimer timer(times_);
+    const AttendTimer timer(times_, exchange_);
     const KeyValueColumns columns(heads_, kv_);
     SoftmaxAttentionForward(
         context_, exchange_.tasks, heads_.scale, q_.SplitHeads(heads_.num_heads),
@@ -165,12 +171,13 @@ void ServerForward::Collect(TensorView out, TensorView lse) {
 
 ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
                                const ServerExchange& exchange, const AttentionHeads& heads,
-                               const ServerPassMode& mode, TensorView returned)
+                               const ServerPassMode& mode, ServerTimes& times, TensorView returned)
     : context_(context),
       pool_(pool),
       exchange_(exchange),
       heads_(heads),
       mode_(mode),
+      times_(times),
       returned_(returned) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
@@ -216,7 +223,7 @@ void ServerBackward::Attend() {
   WaitFor(pool_, dispatch_);
   const TraceScope trace(context_, "attend");
   if (!exchange_.task_list.empty()) {
-    const AttendTimer timer(times_);
+    const AttendTimer timer(times_, exchange_);
     SetZero(context_, dkv_);
     const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);
     const int64_t q_end = heads_.q_width(), out_end = q_end + heads_.out_width();

@@ -39,10 +39,10 @@ struct ServerPassMode {
   bool signals = false;  // messages of one number: results are wrong, dependencies are right
 };
 
-// Seconds of this rank's host in the calls of Attend, waiting apart; on a GPU those of enqueueing.
+// Sums over calls of Attend, of one phase.
 struct ServerTimes {
-  double attend_seconds = 0;
-  int64_t num_attends = 0;
+  double planned = 0;  // what the plan's cost model foretold (DisaggregationPlan::load)
+  double seconds = 0;  // of this rank's host in the kernel; on a GPU those of enqueueing
 };
 
 class ServerForward {
@@ -50,14 +50,12 @@ class ServerForward {
   // Buffers live in the context's arena. `pool` is null for one rank alone. All references must
   // outlive the object.
   ServerForward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
-                const AttentionHeads& heads, const ServerPassMode& mode);
+                const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times);
 
   void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v);
   void Attend();
   // Writes out and lse at the nano-batch's rows of this rank.
   void Collect(TensorView out, TensorView lse);
-
-  const ServerTimes& times() const { return times_; }
 
  private:
   const OpContext& context_;
@@ -65,10 +63,10 @@ class ServerForward {
   const ServerExchange& exchange_;
   AttentionHeads heads_;
   ServerPassMode mode_;
+  ServerTimes& times_;
   TensorView sent_q_, sent_kv_, back_out_, back_lse_;  // of the owner
   TensorView q_, kv_, out_, lse_;                      // of the server
   Work dispatch_, return_;
-  ServerTimes times_;
 };
 
 class ServerBackward {
@@ -76,15 +74,14 @@ class ServerBackward {
   // `returned` [exchange.num_returned(), G (Dq + D)] of the wide dtype receives the gradients of
   // keys and values (KeyGradientSums).
   ServerBackward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
-                 const AttentionHeads& heads, const ServerPassMode& mode, TensorView returned);
+                 const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times,
+                 TensorView returned);
 
   void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v, ConstTensorView out,
                 ConstTensorView lse, ConstTensorView dout);
   void Attend();
   // Writes dq at the nano-batch's rows of this rank, and all of `returned`.
   void Collect(TensorView dq);
-
-  const ServerTimes& times() const { return times_; }
 
  private:
   // q, out and dout side by side.
@@ -95,11 +92,11 @@ class ServerBackward {
   const ServerExchange& exchange_;
   AttentionHeads heads_;
   ServerPassMode mode_;
+  ServerTimes& times_;
   TensorView returned_;
   TensorView sent_rows_, sent_lse_, sent_kv_, back_dq_;  // of the owner
   TensorView rows_, lse_, kv_, dq_, dkv_;                // of the server
   Work dispatch_, return_;
-  ServerTimes times_;
 };
 
 // Writes dk [T, G, Dq] and dv [T, G, D] at the rows of the list's segments.

@@ -41,21 +41,29 @@ absl::StatusOr<RunReport> RunReport::Open(const RunConfig& config, int64_t resto
 }
 
 void RunReport::Step(const StepMetrics& m) {
-  log_.Write(MetricEvent::kTrain, m.step,
-             {{"loss", m.loss},
-              {"grad_norm", m.grad_norm},
-              {"lr", m.lr},
-              {"tokens", m.tokens},
-              {"valid_tokens", m.valid_tokens},
-              {"step_ms", m.step_seconds * 1e3},
-              {"tokens_per_s", m.tokens_per_s},
-              {"tflops", m.model_flops / m.step_seconds * 1e-12},
-              {"mfu", m.mfu},
-              {"exposed_comm_ms", m.exposed_comm_seconds * 1e3},
-              {"pipeline_wait_ms", m.pipeline_wait_seconds * 1e3},
-              {"sent_bytes", m.sent_bytes},
-              {"data_ms", m.data_seconds * 1e3},
-              {"memory", m.memory_bytes}});
+  std::vector<MetricValue> values = {{"loss", m.loss},
+                                     {"grad_norm", m.grad_norm},
+                                     {"lr", m.lr},
+                                     {"tokens", m.tokens},
+                                     {"valid_tokens", m.valid_tokens},
+                                     {"step_ms", m.step_seconds * 1e3},
+                                     {"tokens_per_s", m.tokens_per_s},
+                                     {"tflops", m.model_flops / m.step_seconds * 1e-12},
+                                     {"mfu", m.mfu},
+                                     {"exposed_comm_ms", m.exposed_comm_seconds * 1e3},
+                                     {"pipeline_wait_ms", m.pipeline_wait_seconds * 1e3},
+                                     {"sent_bytes", m.sent_bytes},
+                                     {"data_ms", m.data_seconds * 1e3},
+                                     {"memory", m.memory_bytes}};
+  if (const AttentionMetrics& a = m.attention; a.servers > 0) {
+    values.push_back({"attention_planned_imbalance", a.planned_imbalance});
+    values.push_back({"attention_imbalance", a.measured_imbalance});
+    values.push_back({"exposed_comm_share", a.exposed_share});
+    values.push_back({"most_sent_bytes", a.most_sent_bytes});
+    values.push_back({"planning_ms", a.planning_seconds * 1e3});
+    values.push_back({"planning_wait_ms", a.planning_wait_seconds * 1e3});
+  }
+  log_.Write(MetricEvent::kTrain, m.step, values);
   tensorboard_.Scalar("loss_metrics/global_avg_loss", m.step, m.loss);
   tensorboard_.Scalar("grad_norm", m.step, m.grad_norm);
   tensorboard_.Scalar("lr", m.step, m.lr);

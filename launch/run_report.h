@@ -15,6 +15,17 @@
 
 namespace evenkeel {
 
+// Of disaggregated attention in a step.
+struct AttentionMetrics {
+  int servers = 0;                // 0: attention is not disaggregated
+  double planned_imbalance = 1;   // heaviest over mean load of any layer's plan, by the cost model
+  double measured_imbalance = 1;  // of the servers' time in the kernel, over the step
+  double planning_seconds = 0;    // on a thread, beside the step before
+  double planning_wait_seconds = 0;  // that this step waited for it
+  double most_sent_bytes = 0;        // by any rank, over all axes
+  double exposed_share = 0;          // of the step, the mean over the ranks
+};
+
 struct StepMetrics {
   int64_t step = 0;  // updates done
   double loss = 0;
@@ -31,6 +42,7 @@ struct StepMetrics {
   double sent_bytes = 0;             // by this rank, over the axes of the mesh
   double data_seconds = 0;
   int64_t memory_bytes = 0;  // peak of rank 0
+  AttentionMetrics attention;
 };
 
 class RunReport {

@@ -87,6 +87,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh),
                                                std::move(data), std::move(model),
                                                std::move(optimizer)));
+  EK_RETURN_IF_ERROR(trainer->MakeAttentionPlanner());
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));
@@ -147,6 +148,11 @@ absl::Status Trainer::Start() {
       report_->Message(absl::StrFormat("mesh: pp %d x dp %d x cp %d x tp %d", mesh.pp, mesh.dp,
                                        mesh.cp, mesh.tp));
     }
+    if (plan_.pools_attention()) {
+      report_->Message(absl::StrFormat("attention: disaggregated over %d servers%s",
+                                       plan_.pool().num_ranks(),
+                                       plan_.ping_pong ? ", two nano-batches in turn" : ""));
+    }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
                                        FactsOf(*context_.cuda).name, peak_flops_ * 1e-12));
@@ -204,6 +210,67 @@ absl::StatusOr<std::vector<PackedBatch>> Trainer::ReadBatches(double* model_flop
   return batches;
 }
 
+absl::Status Trainer::MakeAttentionPlanner() {
+  if (!plan_.pools_attention()) return absl::OkStatus();
+  EK_ASSIGN_OR_RETURN(SampleOrder order, SampleOrder::Create(data_.dataset().document_lengths(),
+                                                             config_.data.sequence_length,
+                                                             static_cast<uint64_t>(config_.seed)));
+  const PoolShape pool = plan_.pool();
+  const MeshCoord& at = mesh_->coord();
+  attention_planner_ = std::make_unique<AttentionPlanner>(
+      pool, plan_.pool_options(context_.dtype), std::move(order),
+      AttentionPlanner::Batches{config_.train.global_batch_size, config_.train.micro_batch_size},
+      pool.RankOf(at.pp, at.dp, at.cp));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, double scale,
+                                   TensorView loss_sum) {
+  attention_ = AttentionMetrics();
+  if (attention_planner_ == nullptr) {
+    return pipeline_.Train(batches, scale, config_.runtime.recompute, loss_sum);
+  }
+  PoolStep step = attention_planner_->Take(progress_.step);
+  attention_.servers = plan_.pool().num_ranks();
+  attention_.planning_seconds = step.planning_seconds;
+  attention_.planning_wait_seconds = attention_planner_->waited_seconds();
+  for (const PoolTick& tick : step.ticks) {
+    for (const auto& layer : tick.layers) {
+      attention_.planned_imbalance = std::max(attention_.planned_imbalance, layer->heaviest_load);
+    }
+  }
+  const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), {.overlaps = plan_.ping_pong}};
+  return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
+}
+
+absl::Status Trainer::ShareServerLoads(StepResult& result) {
+  if (attention_planner_ == nullptr) return absl::OkStatus();
+  const ServerTimes& forward = pipeline_.server_times(PipelinePhase::kForward);
+  const ServerTimes& backward = pipeline_.server_times(PipelinePhase::kBackward);
+  double mine[6] = {forward.planned,  forward.seconds,   backward.planned,
+                    backward.seconds, result.sent_bytes, result.exposed_comm_seconds};
+  std::vector<double> all(6 * static_cast<size_t>(comm_.size()));
+  EK_RETURN_IF_ERROR(comm_.AllGather(ConstTensorView(mine, DType::kF64, {1, 6}),
+                                     TensorView(all.data(), DType::kF64, {comm_.size(), 6}),
+                                     "loads of attention servers"));
+  // A server of the pool is as fast as its tensor-parallel ranks together.
+  std::vector<ServerLoad> loads(static_cast<size_t>(plan_.pool().num_ranks()));
+  for (int rank = 0; rank < comm_.size(); ++rank) {
+    const double* row = &all[6 * static_cast<size_t>(rank)];
+    ServerLoad& load = loads[static_cast<size_t>(rank / plan_.mesh.tp)];
+    for (int phase = 0; phase < 2; ++phase) {
+      load.planned[phase] += row[2 * phase];
+      load.seconds[phase] += row[2 * phase + 1];
+    }
+    attention_.most_sent_bytes = std::max(attention_.most_sent_bytes, row[4]);
+    attention_.exposed_share += row[5] / comm_.size();  // seconds, until the step's are known
+  }
+  attention_.measured_imbalance = MeasuredImbalance(loads);
+  // On a GPU the host does not know how long kernels take.
+  if (context_.cuda == nullptr) attention_planner_->Learn(loads);
+  return absl::OkStatus();
+}
+
 bool Trainer::CountsLosses() const {
   return mesh_->coord().tp == 0 && mesh_->coord().pp == mesh_->shape().pp - 1;
 }
@@ -241,7 +308,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
   const TensorView sums = context_.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-  EK_RETURN_IF_ERROR(pipeline_.Train(*batches, scale, config_.runtime.recompute, sums.Rows(0, 1)));
+  EK_RETURN_IF_ERROR(TrainBatches(*batches, scale, sums.Rows(0, 1)));
   model_.FinishGradients(context_, sums.Rows(1, 2));
   // Every rank has the same norm, so all update, or, if it is not finite, none.
   if (result.valid_tokens > 0) {
@@ -261,6 +328,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   const double waited = mesh_->log().TakeExposedSeconds();
   result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
+  EK_RETURN_IF_ERROR(ShareServerLoads(result));
   double shared[2] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0};
   EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {2}), ReduceOp::kSum,
                                      "loss and requests to stop"));
@@ -312,6 +380,8 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.sent_bytes = result.sent_bytes;
   metrics.data_seconds = result.data_seconds;
   metrics.memory_bytes = tracker_.peak_total();
+  metrics.attention = attention_;
+  metrics.attention.exposed_share /= seconds;
   report_->Step(metrics);
   return absl::OkStatus();
 }

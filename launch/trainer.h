@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "launch/attention_planner.h"
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "launch/run_report.h"
@@ -59,6 +60,12 @@ class Trainer {
   absl::Status ReportStep(const StepResult& result, double seconds);
   absl::Status EvaluateHeldOut();
   absl::Status Save();
+  // Makes the planner of disaggregated attention, where it is.
+  absl::Status MakeAttentionPlanner();
+  absl::Status TrainBatches(const std::vector<PackedBatch>& batches, double scale,
+                            TensorView loss_sum);
+  // What the pool's servers measured in the step, to report and to plan with.
+  absl::Status ShareServerLoads(StepResult& result);
   absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);
   // Whether no other rank computes the losses of the same tokens.
   bool CountsLosses() const;
@@ -77,6 +84,8 @@ class Trainer {
   Model model_;
   Optimizer optimizer_;
   PipelineRun pipeline_;
+  std::unique_ptr<AttentionPlanner> attention_planner_;  // with disaggregated attention
+  AttentionMetrics attention_;                           // of the step
   ModelShape shape_;
   TrainingProgress progress_;
   std::optional<StepTracer> tracer_;

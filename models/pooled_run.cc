@@ -20,6 +20,7 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
                                       Recompute recompute, TensorView loss_sum,
                                       const PoolSetup& pool, PoolStep& step) {
   busy_seconds_ = waiting_seconds_ = 0;
+  server_times_[0] = server_times_[1] = ServerTimes();
   const double start = Now();
   EK_CHECK(model_.num_chunks() == 1) << "disaggregated attention with virtual stages";
   if (pool_arena_ == nullptr) EK_RETURN_IF_ERROR(MakeArena(&pool_arena_, &pool_context_));
@@ -27,7 +28,7 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
   const PipelineSchedule schedule = SamePhaseSchedule(shape_.pp, count);
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank_);
   EK_RETURN_IF_ERROR(MakeSlots(static_cast<int>(PeakInFlight(schedule, pp_rank_))));
-  const PoolAccess access{pool_context_.get(), pool.axis, pool.heads, pool.mode};
+  const PoolAccess access{pool_context_.get(), pool.axis, pool.heads, pool.mode, server_times_};
   const int64_t head_size = std::max(pool.heads.key_size, pool.heads.value_size);
   const bool is_first = IsFirstStage(0), is_last = IsLastStage(0);
   size_t action = 0;

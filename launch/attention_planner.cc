@@ -1,0 +1,104 @@
+#include "launch/attention_planner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "parallel/batch_layout.h"
+
+namespace evenkeel {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Measured times scatter by so much from step to step without meaning anything.
+constexpr double kNoise = 0.05;
+// A server that seems to stand still is given something all the same, to be measured again.
+constexpr double kLeastSpeed = 1.0 / 64;
+
+}  // namespace
+
+AttentionPlanner::AttentionPlanner(const PoolShape& shape, const PoolPlanOptions& options,
+                                   SampleOrder order, const Batches& batches, int rank)
+    : shape_(shape), options_(options), order_(std::move(order)), batches_(batches), rank_(rank) {}
+
+AttentionPlanner::~AttentionPlanner() {
+  if (planned_.valid()) planned_.wait();
+}
+
+PoolStep AttentionPlanner::Plan(int64_t step, const PoolPlanOptions& options) {
+  std::vector<std::vector<std::vector<int64_t>>> cu_seqlens;  // [replica][micro-batch]
+  for (int replica = 0; replica < shape_.mesh.dp; ++replica) {
+    cu_seqlens.emplace_back();
+    for (const MicroBatch& micro : MicroBatchesOfRank(
+             step, batches_.global_batch, batches_.micro_batch, replica, shape_.mesh.dp)) {
+      std::vector<int64_t> cu = {0};
+      for (int64_t i = 0; i < micro.num_samples; ++i) {
+        for (const Piece& piece : order_.Sample(micro.first_sample + i)) {
+          cu.push_back(cu.back() + piece.length);
+        }
+      }
+      cu_seqlens.back().push_back(std::move(cu));
+    }
+  }
+  return PlanPoolStep(shape_, options, cu_seqlens, rank_);
+}
+
+void AttentionPlanner::Begin(int64_t step) {
+  planned_step_ = step;
+  planned_ = std::async(std::launch::async,
+                        [this, step, options = options_] { return Plan(step, options); });
+}
+
+PoolStep AttentionPlanner::Take(int64_t step) {
+  const double begin = Now();
+  if (planned_step_ != step) {
+    if (planned_.valid()) planned_.wait();
+    Begin(step);
+  }
+  PoolStep plan = planned_.get();
+  waited_seconds_ = Now() - begin;
+  Begin(step + 1);
+  return plan;
+}
+
+void AttentionPlanner::Learn(const std::vector<ServerLoad>& loads) {
+  double planned[2] = {0, 0}, seconds[2] = {0, 0};
+  for (const ServerLoad& load : loads) {
+    for (int phase = 0; phase < 2; ++phase) {
+      planned[phase] += load.planned[phase];
+      seconds[phase] += load.seconds[phase];
+    }
+  }
+  for (size_t r = 0; r < loads.size(); ++r) {
+    if (options_.speed[r] <= 0) continue;
+    // What the work would have taken the servers together, over what it took this one.
+    double expected = 0, took = 0;
+    for (int phase = 0; phase < 2; ++phase) {
+      if (planned[phase] <= 0) continue;
+      expected += loads[r].planned[phase] * seconds[phase] / planned[phase];
+      took += loads[r].seconds[phase];
+    }
+    if (took <= 0 || expected <= 0) continue;
+    const double measured = std::max(kLeastSpeed, expected / took);
+    if (std::abs(measured / options_.speed[r] - 1) < kNoise) continue;
+    options_.speed[r] = std::sqrt(options_.speed[r] * measured);
+  }
+}
+
+double MeasuredImbalance(const std::vector<ServerLoad>& loads) {
+  double most = 0, sum = 0, count = 0;
+  for (const ServerLoad& load : loads) {
+    if (load.planned[0] + load.planned[1] <= 0) continue;
+    const double seconds = load.seconds[0] + load.seconds[1];
+    most = std::max(most, seconds);
+    sum += seconds;
+    ++count;
+  }
+  return sum > 0 ? most * count / sum : 1;
+}
+
+}  // namespace evenkeel

@@ -1,0 +1,66 @@
+// Plans disaggregated attention a step ahead, on a thread of its own, from the lengths of the next
+// batch alone. Every rank plans alike (attention/pool_step.h), so nothing has to be sent.
+#pragma once
+
+#include <cstdint>
+#include <future>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "attention/pool_step.h"
+#include "launch/parallel_config.h"
+#include "runtime/data/sample_order.h"
+
+namespace evenkeel {
+
+// What one server's attention took in a step, by phase: forward, backward.
+struct ServerLoad {
+  double planned[2] = {0, 0};  // by the cost model, for a server of speed 1
+  double seconds[2] = {0, 0};  // measured
+};
+
+class AttentionPlanner {
+ public:
+  struct Batches {
+    int64_t global_batch = 1;
+    int64_t micro_batch = 1;
+  };
+
+  // `order`: of its own, as SampleOrder is used by one thread. `rank`: of the pool.
+  AttentionPlanner(const PoolShape& shape, const PoolPlanOptions& options, SampleOrder order,
+                   const Batches& batches, int rank);
+  // Waits for the thread.
+  ~AttentionPlanner();
+  AttentionPlanner(const AttentionPlanner&) = delete;
+  AttentionPlanner& operator=(const AttentionPlanner&) = delete;
+
+  // Returns the plan of `step`, and begins that of the next one. Waits where it is not there yet,
+  // as in the first step and after one that was not asked for.
+  PoolStep Take(int64_t step);
+
+  // Learns from what all servers measured in a step, the same on every rank, for plans that are
+  // begun later: the speed of each follows how long it took for what was planned, half of the way
+  // a step, unless it is within the noise.
+  void Learn(const std::vector<ServerLoad>& loads);
+
+  const std::vector<double>& speed() const { return options_.speed; }
+  double waited_seconds() const { return waited_seconds_; }  // in the last Take
+
+ private:
+  PoolStep Plan(int64_t step, const PoolPlanOptions& options);
+  void Begin(int64_t step);
+
+  PoolShape shape_;
+  PoolPlanOptions options_;
+  SampleOrder order_;
+  Batches batches_;
+  int rank_;
+  int64_t planned_step_ = -1;
+  std::future<PoolStep> planned_;
+  double waited_seconds_ = 0;
+};
+
+// Heaviest over mean of what the servers that were given work measured; 1 if there are none.
+double MeasuredImbalance(const std::vector<ServerLoad>& loads);
+
+}  // namespace evenkeel
