@@ -23,6 +23,7 @@ void AddPlanCommand(CLI::App& app, CommandBody* body);
 void AddConfigCommand(CLI::App& app, CommandBody* body);
 void AddCheckpointCommand(CLI::App& app, CommandBody* body);
 void AddDoctorCommand(CLI::App& app, CommandBody* body);
+void AddBenchCommand(CLI::App& app, CommandBody* body);
 void AddCompletionCommand(CLI::App& app, CommandBody* body);
 
 // "evenkeel 0.1.0", and what it was built with.

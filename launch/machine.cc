@@ -5,41 +5,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <vector>
+#include <fstream>
 
+#include "launch/noise.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/matmul.h"
 
 namespace evenkeel {
-namespace {
-
-// Fills x with numbers between -1 and 1.
-void FillWithNoise(const OpContext& context, const TensorView& x) {
-  const int64_t bytes = x.num_elements() * SizeOf(x.dtype);
-  std::vector<char> host(static_cast<size_t>(bytes));
-  uint64_t state = 88172645463325252ULL;  // xorshift64
-  for (int64_t i = 0; i < x.num_elements(); ++i) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    const double value = static_cast<double>(state >> 11) * 0x1p-52 - 1;
-    if (x.dtype == DType::kF64) {
-      std::memcpy(host.data() + 8 * i, &value, 8);
-      continue;
-    }
-    const float single = static_cast<float>(value);
-    if (x.dtype == DType::kF32) {
-      std::memcpy(host.data() + 4 * i, &single, 4);
-    } else {  // the upper half of a float32 is a bf16
-      std::memcpy(host.data() + 2 * i, reinterpret_cast<const char*>(&single) + 2, 2);
-    }
-  }
-  (void)CopyFromHost(context, TensorView(host.data(), x.dtype, x.shape), x);
-}
-
-}  // namespace
-
 int ThreadsPerRank(int64_t configured, int local_ranks) {
   if (configured > 0) return static_cast<int>(configured);
   // A launcher may have bound this rank to cores of its own, or to a socket that several ranks
@@ -53,6 +25,17 @@ int ThreadsPerRank(int64_t configured, int local_ranks) {
 
 int64_t PhysicalMemoryBytes() {
   return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+}
+
+std::string CpuName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "CPU";
 }
 
 double MeasurePeakFlops(const OpContext& context) {

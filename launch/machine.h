@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "runtime/ops/op_context.h"
 
@@ -13,6 +14,9 @@ int ThreadsPerRank(int64_t configured, int local_ranks);
 
 // Bytes of memory of this host: the bound on an arena's address space.
 int64_t PhysicalMemoryBytes();
+
+// The processor as the kernel names it, or "CPU" where it does not.
+std::string CpuName();
 
 // FLOP/s of a large matrix product on this rank, all its threads at work: the honest peak for mfu.
 double MeasurePeakFlops(const OpContext& context);

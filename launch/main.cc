@@ -57,6 +57,7 @@ int Main(int argc, char** argv) {
   AddConfigCommand(app, &body);
   AddCheckpointCommand(app, &body);
   AddDoctorCommand(app, &body);
+  AddBenchCommand(app, &body);
   AddCompletionCommand(app, &body);
   try {
     app.parse(argc, argv);

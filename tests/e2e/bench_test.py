@@ -1,0 +1,115 @@
+"""evenkeel bench: tables, the cost file, and what it refuses."""
+
+import json
+import unittest
+
+from harness import EndToEndTest, REPOSITORY
+
+USAGE = 2
+HEADS = ("--heads", 2, "--head-size", 16)
+
+
+def rows(output):
+    """The numbers of the table's rows."""
+    return [[float(word) for word in line.split()]
+            for line in output.splitlines() if line and not line.startswith("#")]
+
+
+class BenchTest(EndToEndTest):
+
+    def bench(self, *words, code=0):
+        return self.run_program("bench", *words, "--threads", 1, "--runs", 1, code=code)
+
+    def test_attention(self):
+        file = self.folder / "cost.json"
+        output = self.bench("attention", *HEADS, "--kv-heads", 1, "--q-lens", "128,200",
+                            "--kv-lens", "512,256", "--json", file)
+        self.assertRegex(output, r"(?m)^# .+, 1 thread, float32, 2 heads of 16, 1 of keys$")
+        self.assertIn("10 D backward", output)
+        cost = json.loads(file.read_text())
+        self.assertEqual(cost["format"], "evenkeel attention cost 1")
+        self.assertRegex(cost["date"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+        self.assertRegex(cost["program"], r"^evenkeel \d")
+        self.assertTrue(cost["device"])
+        expected = {"threads": 1, "dtype": "float32", "heads": 2, "kv_heads": 1, "head_size": 16,
+                    "runs": 1}
+        self.assertEqual({key: cost[key] for key in expected}, expected)
+
+        # Every causal pair of lengths, whole documents among them, in the table and in the file.
+        shapes = [(128, 256), (128, 512), (200, 256), (200, 512), (256, 256), (256, 512), (512, 512)]
+        self.assertEqual([(p["q_len"], p["kv_len"]) for p in cost["points"]], shapes)
+        table = rows(output)
+        self.assertEqual(len(table), len(shapes))
+        for row, point in zip(table, cost["points"]):
+            q_len, kv_len, tasks = point["q_len"], point["kv_len"], point["tasks"]
+            self.assertEqual(row[:3], [q_len, kv_len, tasks])
+            self.assertGreater(tasks, 1)
+            pairs = tasks * (q_len * kv_len - q_len * (q_len - 1) // 2)
+            for i, (name, flops) in enumerate((("forward", 4), ("backward", 10), ("both", 14))):
+                seconds = point[f"{name}_s_per_pair"] * pairs
+                milliseconds, gflops, percent = row[3 + 3 * i:6 + 3 * i]
+                self.assertAlmostEqual(milliseconds, seconds * 1e3, delta=1e-3)
+                rate = flops * 2 * 16 * pairs / seconds
+                self.assertAlmostEqual(gflops, rate * 1e-9, delta=0.06)
+                self.assertAlmostEqual(percent, 100 * rate / cost["matrix_product_flops"],
+                                       delta=0.06)
+                self.assertTrue(0.5 < percent < 1000, row)
+            # One after the other takes about as long as both; this machine may be busy.
+            apart = point["forward_s_per_pair"] + point["backward_s_per_pair"]
+            self.assertLess(apart / 5, point["both_s_per_pair"])
+            self.assertLess(point["both_s_per_pair"], apart * 5)
+
+    def test_heads_of_a_model(self):
+        model = REPOSITORY / "configs" / "llama3_8b.yaml"
+        output = self.bench("attention", "--model", model, "--set", "parallel.tp=16", "--q-lens",
+                            128, "--kv-lens", 128)
+        self.assertIn(", 2 heads of 128, 1 of keys\n", output)
+        self.assertEqual(len(rows(output)), 1)
+        output = self.bench("attention", "--model", model, "--heads", 3, "--head-size", 8,
+                            "--q-lens", 16, "--max-kv", 200)
+        self.assertIn(", 3 heads of 8\n", output)
+        self.assertEqual([row[:2] for row in rows(output)], [[16, 128], [128, 128]])
+        output = self.bench("attention", *HEADS, "--max-kv", 40)
+        self.assertEqual([row[:2] for row in rows(output)], [[40, 40]])
+
+    def test_linear(self):
+        file = self.folder / "linear.json"
+        model = REPOSITORY / "configs" / "tiny_transnormerllm.yaml"
+        output = self.bench("linear", "--model", model, "--lengths", "64,300", "--json", file)
+        self.assertIn(", 4 heads of 32\n", output)
+        times = json.loads(file.read_text())
+        self.assertEqual([p["length"] for p in times["points"]], [64, 300])
+        for row, point in zip(rows(output), times["points"]):
+            self.assertEqual(row[:2], [point["length"], point["documents"]])
+            tokens = point["length"] * point["documents"]
+            self.assertLessEqual(2000, tokens)
+            self.assertAlmostEqual(row[2], 1e-3 / point["both_s_per_token"], delta=1)
+            flops = 4 * 4 * 32 * 32
+            self.assertAlmostEqual(row[4], 1e-9 * flops / point["forward_s_per_token"], delta=0.06)
+            self.assertAlmostEqual(row[7], 3e-9 * flops / point["backward_s_per_token"], delta=0.06)
+
+    def test_refusals(self):
+        softmax = REPOSITORY / "configs" / "llama3_8b.yaml"
+        linear = REPOSITORY / "configs" / "tiny_transnormerllm.yaml"
+        for words, message in (
+                (("attention",), "which heads? Give --model"),
+                (("attention", *HEADS, "--set", "parallel.tp=2"), "--set requires --model"),
+                (("attention", "--model", linear), "no layer is of the kind `softmax`"),
+                (("linear", "--model", softmax), "no layer is of the kind `lightning`"),
+                (("attention", "--model", softmax, "--set", "parallel.tp=5"),
+                 "parallel.tp 5 does not divide the 32 heads"),
+                (("attention", *HEADS, "--kv-heads", 3), "2 heads are no multiple of 3"),
+                (("attention", *HEADS, "--q-lens", 1024, "--kv-lens", 512), "1024 queries need"),
+                (("attention", *HEADS, "--kv-lens", 512, "--max-kv", 512), "excludes"),
+                (("attention", *HEADS, "--kv-lens", "512,x"), "--kv-lens"),
+                (("attention", *HEADS, "--json", self.folder / "no" / "x.json"),
+                 "x.json: cannot be written"),
+                (("linear", *HEADS, "--json", self.folder), "cannot be written")):
+            self.assertIn(message, self.bench(*words, code=USAGE))
+        output = self.bench("attention", "--heads", 4096, "--head-size", 4096, "--kv-lens",
+                            1 << 24, "--q-lens", 1, code=8)
+        self.assertIn("lower --max-kv", output)
+
+
+if __name__ == "__main__":
+    unittest.main()
