@@ -26,6 +26,7 @@
 #include "runtime/ops/cuda/norm_cuda.h"
 #include "runtime/ops/cuda/position_cuda.h"
 #include "runtime/ops/cuda/sum_cuda.h"
+#include "runtime/ops/cuda/sum_rows_cuda.h"
 
 namespace evenkeel {
 namespace {
@@ -345,6 +346,37 @@ void Updates() {
   Row("adamw, 64 Mi", 30 * kElements, [&](int s) { return LaunchAdamW(p[s], nullptr); });
 }
 
+// Gradients of 8 key heads of 128, float32, that came in `rows` rows a segment from 1 to 4 servers;
+// with `uneven` every 64th segment has 64 times as many.
+void SumsOfRows(const char* name, int64_t rows, bool uneven) {
+  Pool pool;
+  constexpr int64_t kColumns = 1024, kTotal = 32768;
+  std::vector<RowSegment> segments;
+  std::vector<int64_t> terms;
+  int64_t to = 0, from = 0;
+  while (to < kTotal) {
+    const auto i = static_cast<int64_t>(segments.size());
+    const int64_t wanted = uneven && i % 64 == 0 ? 64 * rows : rows;
+    const int64_t count = std::min(wanted, kTotal - to), num_terms = 1 + i % 4;
+    segments.push_back({to, count, static_cast<int64_t>(terms.size()), num_terms});
+    for (int64_t t = 0; t < num_terms; ++t, from += count) terms.push_back(from);
+    to += count;
+  }
+  SumRowsParams p[2];
+  for (int s = 0; s < 2; ++s) {
+    p[s].float_x = true;
+    p[s].x = pool.Random<float>(from * kColumns, 1.0f);
+    p[s].y = pool.Empty<__nv_bfloat16>(kTotal * kColumns);
+    p[s].columns = p[s].x_stride = p[s].y_stride = kColumns;
+    p[s].segments = pool.Upload(segments);
+    p[s].host_segments = segments.data();
+    p[s].num_segments = static_cast<int64_t>(segments.size());
+    p[s].terms = pool.Upload(terms);
+  }
+  Row(std::string("sums of rows, ") + std::to_string(segments.size()) + " " + name,
+      (4 * from + 2 * kTotal) * kColumns, [&](int s) { return LaunchSumRows(p[s], nullptr); });
+}
+
 void Product(CudaMatMul& matmul, const char* name, int64_t m, int64_t n, int64_t k, Transpose ta,
              Transpose tb, bool float_out, float beta) {
   Pool pool;
@@ -405,6 +437,11 @@ int Main() {
   Embeddings(32000);
   Embeddings(128256);
   Updates();
+  SumsOfRows("long segments", 4096, false);
+  SumsOfRows("segments of 128 rows", 128, false);
+  SumsOfRows("segments of 4 rows", 4, false);
+  SumsOfRows("single rows", 1, false);
+  SumsOfRows("single and 64 rows", 1, true);
   Products();
   return 0;
 }
