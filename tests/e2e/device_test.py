@@ -38,7 +38,9 @@ class NoGpuTest(EndToEndTest):
     def test_other_commands_are_refused(self):
         model = self.folder / "model"
         evaluate = ("eval", "--model", model, "--data", self.folder / "valid")
-        for words in (("doctor",), evaluate, ("generate", "--model", model)):
+        heads = ("--heads", 2, "--head-size", 16)
+        for words in (("doctor",), evaluate, ("generate", "--model", model),
+                      ("bench", "attention", *heads), ("bench", "linear", *heads)):
             self.assert_refused(self.run_program(*words, "--device", "cuda", code=USAGE))
         for words in (("doctor",), evaluate):
             self.assert_refused(self.run_program(*words, "--device", "cuda", ranks=2, code=USAGE))
@@ -47,6 +49,9 @@ class NoGpuTest(EndToEndTest):
         self.assertIn("cuda", output)
         output = self.run_program(*evaluate, "--device", "cuda", "--float64", code=USAGE)
         self.assertIn("--float64", output)
+        output = self.run_program("bench", "attention", "--heads", 2, "--head-size", 20, "--device",
+                                  "cuda", code=USAGE)
+        self.assertIn("head size 20: kernels for cuda take multiples of 8", output)
 
     def test_doctor_tells_why_there_is_no_gpu(self):
         expected = r"GPUs +none here \(CUDA [\d.]+, no NVIDIA driver\)" if self.has_cuda else \

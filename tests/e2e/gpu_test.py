@@ -42,6 +42,22 @@ class GpuTest(EndToEndTest):
                 for name in ("keep", "again")]
         self.assertEqual(rows[0], rows[1])
 
+    def test_bench(self):
+        cost = self.folder / "cost.json"
+        self.run_program("bench", "attention", "--heads", 4, "--kv-heads", 2, "--head-size", 64,
+                         "--q-lens", 128, "--kv-lens", "256,1024", "--runs", 2, "--device", DEVICE,
+                         "--json", cost)
+        cost = json.loads(cost.read_text())
+        self.assertEqual(cost["dtype"], "bfloat16" if DEVICE == "cuda" else "float32")
+        self.assertEqual([(p["q_len"], p["kv_len"]) for p in cost["points"]],
+                         [(128, 256), (128, 1024), (256, 256), (256, 1024), (1024, 1024)])
+        for point in cost["points"]:
+            rate = 4 * 4 * 64 / point["forward_s_per_pair"]
+            self.assertTrue(0.001 < rate / cost["matrix_product_flops"] < 10, point)
+        output = self.run_program("bench", "linear", "--heads", 4, "--head-size", 64, "--lengths",
+                                  "256,1024", "--runs", 2, "--device", DEVICE)
+        self.assertRegex(output, r"(?m)^ +1024 +\d+ +\d+ ")
+
     def test_more_ranks_train_the_same_model(self):
         losses = {}
         for ranks in (0, 2, 4):
