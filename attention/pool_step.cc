@@ -74,7 +74,7 @@ class TickPlanner {
       const DisaggregationPlan plan = options_.in_place
                                           ? PlanInPlace(pool_, cost)
                                           : PlanDisaggregation(pool_, cost, options_.plan);
-      layer->nano[n] = MakeServerExchange(pool_, plan, rank_);
+      layer->nano[n] = MakeServerExchange(pool_, plan, rank_, options_.has_residents);
       layer->heaviest_load = std::max(layer->heaviest_load, Imbalance(options_.speed, plan.load));
     }
     int64_t first_rows = 0;

@@ -34,6 +34,7 @@ struct PoolPlanOptions {
   AttentionTokenBytes bytes;
   std::vector<double> speed;  // [ranks of the pool]
   bool in_place = false;      // no disaggregation: owners compute what they hold
+  bool has_residents = true;  // see MakeServerExchange
 };
 
 // One softmax layer of a tick, the same for all layers in which the same stages take part. Nano

@@ -81,6 +81,13 @@ void ForEachPiece(const AttentionPool& pool, const PooledDocument& document, int
   }
 }
 
+// Whether the task is a document whose keys no other task needs, on the rank that holds it.
+bool IsResident(const AttentionPool& pool, const ServerTask& task) {
+  const PooledDocument& document = pool.documents[static_cast<size_t>(task.document)];
+  return task.q_len == document.length && !document.continues && document.num_pieces == 1 &&
+         pool.pieces[static_cast<size_t>(document.first_piece)].owner == task.server;
+}
+
 // What came back for rows [begin, begin + count) of this rank.
 struct Returned {
   int64_t begin;
@@ -137,7 +144,7 @@ KeyGradientList SumsOf(std::vector<Returned> returned) {
 }  // namespace
 
 ServerExchange MakeServerExchange(const AttentionPool& pool, const DisaggregationPlan& plan,
-                                  int rank) {
+                                  int rank, bool has_residents) {
   ServerExchange exchange;
   RouteBuilder queries(rank, exchange.queries), keys(rank, exchange.keys);
   std::vector<ServerExchange::KeyInterval> kept_intervals;
@@ -148,6 +155,15 @@ ServerExchange MakeServerExchange(const AttentionPool& pool, const Disaggregatio
       server = first.server;
       queries.BeginServer(server);
       keys.BeginServer(server);
+    }
+    if (has_residents && IsResident(pool, first)) {
+      if (server == rank) {
+        const PooledDocument& document = pool.documents[static_cast<size_t>(first.document)];
+        const int64_t row = pool.pieces[static_cast<size_t>(document.first_piece)].row;
+        exchange.resident_list.push_back({row, first.q_len, row, first.q_len});
+      }
+      ++i;
+      continue;
     }
     // All tasks of one document on one server share its keys.
     size_t end = i;
@@ -207,6 +223,7 @@ void KeyGradientSums(const ServerExchange& first, const ServerExchange& second, 
 }
 
 void Prepare(const OpContext& context, int64_t head_size, bool backward, ServerExchange& exchange) {
+  exchange.resident_tasks = PlanTasks(context, exchange.resident_list, head_size, backward);
   exchange.tasks = PlanTasks(context, exchange.task_list, head_size, backward);
   const auto mirror = [&](const std::vector<RowRange>& list) {
     return Mirror(context, RowRanges(list));

@@ -47,6 +47,9 @@ struct KeyGradientList {
 };
 
 struct ServerExchange {
+  // Whole documents that this rank holds and computes for itself: their rows stay where they are.
+  std::vector<AttentionTask> resident_list;
+  // All others travel, or are copied beside what others sent.
   RowRoute queries, keys;
   // Of this rank as a server, in rows of its server buffers.
   std::vector<AttentionTask> task_list;
@@ -67,14 +70,15 @@ struct ServerExchange {
   int64_t num_returned() const { return keys.num_sent + num_kept_keys; }
 
   // What layers use; made by Prepare.
-  TaskPlan tasks;
+  TaskPlan resident_tasks, tasks;
   RowRanges sent_queries, kept_queries, sent_queries_back, kept_queries_back;
   RowRanges sent_keys, kept_keys, returned_keys;
 };
 
-// The part of `rank` in the plan.
+// The part of `rank` in the plan. `has_residents`: queries, keys and values lie where they are
+// until attention is computed, so that resident_list may be used.
 ServerExchange MakeServerExchange(const AttentionPool& pool, const DisaggregationPlan& plan,
-                                  int rank);
+                                  int rank, bool has_residents);
 
 // Sums for this rank's rows in two nano-batches, of which the first has `first_rows`: keys of the
 // first serve queries of both, those of the second queries of the second. What came back in the

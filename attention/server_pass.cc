@@ -89,10 +89,8 @@ void PackKeys(const OpContext& context, const ServerExchange& exchange, const At
 
 class AttendTimer {
  public:
-  AttendTimer(ServerTimes& times, const ServerExchange& exchange)
-      : times_(times), begin_(std::chrono::steady_clock::now()) {
-    times.planned += exchange.planned_seconds;
-  }
+  explicit AttendTimer(ServerTimes& times)
+      : times_(times), begin_(std::chrono::steady_clock::now()) {}
   ~AttendTimer() {
     times_.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
@@ -126,8 +124,14 @@ ServerForward::ServerForward(const OpContext& context, AxisComm* pool,
   lse_ = Workspace(context, wide, {held, heads.num_heads});
 }
 
-void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
+void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                             TensorView out, TensorView lse) {
   const TraceScope trace(context_, "dispatch");
+  my_q_ = q;
+  my_k_ = k;
+  my_v_ = v;
+  my_out_ = out;
+  my_lse_ = lse;
   if (!q.empty()) {
     CopyOut(context_, exchange_.sent_queries, exchange_.kept_queries, q.MergeHeads(), sent_q_, q_);
     PackKeys(context_, exchange_, heads_, k, v, sent_kv_, kv_);
@@ -141,10 +145,17 @@ void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorVi
 }
 
 void ServerForward::Attend() {
+  times_.planned += exchange_.planned_seconds;
+  if (!exchange_.resident_list.empty()) {
+    const TraceScope trace(context_, "attend, resident");
+    const AttendTimer timer(times_);
+    SoftmaxAttentionForward(context_, exchange_.resident_tasks, heads_.scale, my_q_, my_k_, my_v_,
+                            my_out_, my_lse_);
+  }
   WaitFor(pool_, dispatch_);
-  const TraceScope trace(context_, "attend");
   if (!exchange_.task_list.empty()) {
-    const AttendTimer timer(times_, exchange_);
+    const TraceScope trace(context_, "attend");
+    const AttendTimer timer(times_);
     const KeyValueColumns columns(heads_, kv_);
     SoftmaxAttentionForward(
         context_, exchange_.tasks, heads_.scale, q_.SplitHeads(heads_.num_heads),
@@ -159,14 +170,14 @@ void ServerForward::Attend() {
   return_ = group.Start(pool_, "attention from servers");
 }
 
-void ServerForward::Collect(TensorView out, TensorView lse) {
+void ServerForward::Collect() {
   WaitFor(pool_, return_);
-  if (out.empty()) return;
+  if (my_out_.empty()) return;
   const TraceScope trace(context_, "collect");
   CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_out_, out_,
-           out.MergeHeads());
+           my_out_.MergeHeads());
   CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_lse_, lse_,
-           lse);
+           my_lse_);
 }
 
 ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
@@ -192,22 +203,22 @@ ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
   dkv_ = Workspace(context, wide, {exchange.keys.num_held, heads.kv_width()});
 }
 
-void ServerBackward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                              ConstTensorView out, ConstTensorView lse, ConstTensorView dout) {
+void ServerBackward::Dispatch(const Rows& rows) {
   const TraceScope trace(context_, "dispatch");
-  if (!q.empty()) {
-    const auto copy = [&](const ConstTensorView& rows, const TensorView& to_send,
+  mine_ = rows;
+  if (!rows.q.empty()) {
+    const auto copy = [&](const ConstTensorView& from, const TensorView& to_send,
                           const TensorView& to_keep) {
-      CopyOut(context_, exchange_.sent_queries, exchange_.kept_queries, rows, to_send, to_keep);
+      CopyOut(context_, exchange_.sent_queries, exchange_.kept_queries, from, to_send, to_keep);
     };
     int64_t column = 0;
-    for (const ConstTensorView& rows : {q.MergeHeads(), out.MergeHeads(), dout.MergeHeads()}) {
-      const int64_t end = column + rows.dim(1);
-      copy(rows, sent_rows_.Columns(column, end), rows_.Columns(column, end));
+    for (const ConstTensorView& from : {rows.q, rows.out, rows.dout}) {
+      const int64_t end = column + from.dim(1) * from.dim(2);
+      copy(from.MergeHeads(), sent_rows_.Columns(column, end), rows_.Columns(column, end));
       column = end;
     }
-    copy(lse, sent_lse_, lse_);
-    PackKeys(context_, exchange_, heads_, k, v, sent_kv_, kv_);
+    copy(rows.lse, sent_lse_, lse_);
+    PackKeys(context_, exchange_, heads_, rows.k, rows.v, sent_kv_, kv_);
   }
   MessageGroup group(mode_);
   group.Send(exchange_.queries.sends, sent_rows_);
@@ -220,10 +231,18 @@ void ServerBackward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorV
 }
 
 void ServerBackward::Attend() {
+  times_.planned += exchange_.planned_seconds;
+  if (!exchange_.resident_list.empty()) {
+    const TraceScope trace(context_, "attend, resident");
+    const AttendTimer timer(times_);
+    SoftmaxAttentionBackward(context_, exchange_.resident_tasks, heads_.scale, mine_.q, mine_.k,
+                             mine_.v, mine_.out, mine_.lse, mine_.dout, mine_.dq, mine_.dk,
+                             mine_.dv, KeyGradients::kWrite);
+  }
   WaitFor(pool_, dispatch_);
-  const TraceScope trace(context_, "attend");
   if (!exchange_.task_list.empty()) {
-    const AttendTimer timer(times_, exchange_);
+    const TraceScope trace(context_, "attend");
+    const AttendTimer timer(times_);
     SetZero(context_, dkv_);
     const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);
     const int64_t q_end = heads_.q_width(), out_end = q_end + heads_.out_width();
@@ -242,12 +261,12 @@ void ServerBackward::Attend() {
   return_ = group.Start(pool_, "gradients from servers");
 }
 
-void ServerBackward::Collect(TensorView dq) {
+void ServerBackward::Collect() {
   WaitFor(pool_, return_);
-  if (dq.empty()) return;
+  if (mine_.dq.empty()) return;
   const TraceScope trace(context_, "collect");
   CopyBack(context_, exchange_.sent_queries_back, exchange_.kept_queries_back, back_dq_, dq_,
-           dq.MergeHeads());
+           mine_.dq.MergeHeads());
   if (exchange_.returned_keys.size() > 0) {
     CopyRowRanges(context_, exchange_.returned_keys, dkv_, returned_);
   }

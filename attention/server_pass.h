@@ -4,7 +4,9 @@
 //
 // Each pass has three calls, between which the caller computes something else: Dispatch sends,
 // Attend waits for what other ranks sent, computes and sends back, Collect waits for that. All
-// ranks of the pool make the same calls in the same order, those without tokens or tasks too.
+// ranks of the pool make the same calls in the same order, those without tokens or tasks too. What
+// a rank computes for itself is computed while messages are on their way; for that the tensors
+// given to Dispatch stay as they are until Attend.
 //
 // Shapes: T rows of this rank; q [T, H, Dq], k [T, G, Dq], v [T, G, D], out [T, H, D], lse [T, H].
 // Bytes sent per query and per key and server, in numbers of the dtype: forward H Dq and G (Dq + D)
@@ -52,10 +54,11 @@ class ServerForward {
   ServerForward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
                 const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times);
 
-  void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v);
+  // out and lse receive the nano-batch's rows of this rank, by Collect. Empty views: no tokens.
+  void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v, TensorView out,
+                TensorView lse);
   void Attend();
-  // Writes out and lse at the nano-batch's rows of this rank.
-  void Collect(TensorView out, TensorView lse);
+  void Collect();
 
  private:
   const OpContext& context_;
@@ -66,6 +69,8 @@ class ServerForward {
   ServerTimes& times_;
   TensorView sent_q_, sent_kv_, back_out_, back_lse_;  // of the owner
   TensorView q_, kv_, out_, lse_;                      // of the server
+  ConstTensorView my_q_, my_k_, my_v_;                 // given to Dispatch
+  TensorView my_out_, my_lse_;
   Work dispatch_, return_;
 };
 
@@ -77,11 +82,16 @@ class ServerBackward {
                  const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times,
                  TensorView returned);
 
-  void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v, ConstTensorView out,
-                ConstTensorView lse, ConstTensorView dout);
+  struct Rows {
+    ConstTensorView q, k, v, out, lse, dout;
+    // Receive the nano-batch's rows of this rank by Collect; dk and dv only those of whole
+    // documents that stay here: the others' come from `returned`.
+    TensorView dq, dk, dv;
+  };
+  void Dispatch(const Rows& rows);
   void Attend();
-  // Writes dq at the nano-batch's rows of this rank, and all of `returned`.
-  void Collect(TensorView dq);
+  // Writes all of `returned`.
+  void Collect();
 
  private:
   // q, out and dout side by side.
@@ -96,6 +106,7 @@ class ServerBackward {
   TensorView returned_;
   TensorView sent_rows_, sent_lse_, sent_kv_, back_dq_;  // of the owner
   TensorView rows_, lse_, kv_, dq_, dkv_;                // of the server
+  Rows mine_;
   Work dispatch_, return_;
 };
 

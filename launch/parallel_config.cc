@@ -166,6 +166,8 @@ PoolPlanOptions ParallelPlan::pool_options(DType dtype) const {
   const int64_t size = SizeOf(dtype), wide = SizeOf(WideDType(dtype));
   options.bytes = {heads.q_width() * size, heads.kv_width() * size, heads.out_width() * size,
                    heads.num_heads * wide, heads.kv_width() * wide};
+  // Where q and k are normalised on their way they lie in memory that does not last.
+  options.has_residents = !model.qk_norm;
   options.speed.assign(static_cast<size_t>(pool().num_ranks()), 1);
   return options;
 }

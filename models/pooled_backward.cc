@@ -25,6 +25,7 @@ class BackwardWalk {
     const Shape projection{pass.layout.shards.num_tokens(), ProjectionWidth(model.block_specs())};
     projections_ = AlternatingRows(*access.context, projection);
     gradients_ = AlternatingRows(*access.context, projection);
+    dout_ = Workspace(*access.context, {pass.layout.shards.num_tokens(), access.heads.out_width()});
     servers_.emplace(access, tick);
   }
 
@@ -97,17 +98,17 @@ class BackwardWalk {
     const TraceScope trace(context_, "post-attention backward");
     const BlockSpec& spec = SpecOf(layer.local);
     const BlockActivations& saved = layer.saved;
-    const ArenaScope scope(context_.arena);
-    // Rows of all tokens, as the exchange counts them.
-    const TensorView dout = Workspace(context_, {pass_.layout.shards.num_tokens(), spec.q_width()});
+    const TensorView dproj = gradients_(layer.local);
     PostAttentionBackward(context_, spec, layer.weights, layer.gradients, nanos_.part(n),
-                          nanos_.Of(n, saved), nanos_.Stream(n, pass_.dx), nanos_.Tokens(n, dout),
-                          nanos_.Tokens(n, gradients_(layer.local)));
+                          nanos_.Of(n, saved), nanos_.Stream(n, pass_.dx), nanos_.Tokens(n, dout_),
+                          nanos_.Tokens(n, dproj));
+    const ArenaScope scope(context_.arena);
     const CoreTensors core =
         CoreInputsUpTo(context_, spec, layer.weights, pass_.layout, nanos_, n, saved.proj);
-    servers_->backward(n).Dispatch(core.q, core.k, core.v,
-                                   saved.core.out.SplitHeads(spec.num_heads), saved.core.lse,
-                                   dout.SplitHeads(spec.num_heads));
+    const auto dparts = PartsOf(spec, dproj);
+    servers_->backward(n).Dispatch(
+        {core.q, core.k, core.v, saved.core.out.SplitHeads(spec.num_heads), saved.core.lse,
+         dout_.SplitHeads(spec.num_heads), dparts.q, dparts.k, dparts.v});
   }
 
   // Of what comes before attention.
@@ -116,7 +117,7 @@ class BackwardWalk {
     const BlockActivations& saved = layer.saved;
     const TensorView dproj = gradients_(layer.local);
     const auto dparts = PartsOf(spec, dproj);
-    servers_->backward(n).Collect(dparts.q);
+    servers_->backward(n).Collect();
     SumKeyGradients(context_, access_.heads, servers_->layer().segments[n],
                     servers_->layer().terms[n], servers_->returned(), dparts.k, dparts.v);
     const TraceScope trace(context_, "pre-attention backward");
@@ -153,6 +154,7 @@ class BackwardWalk {
   NanoLayout nanos_;
   ArenaScope scope_;  // of the arena for what travels
   AlternatingRows projections_, gradients_;
+  TensorView dout_;  // [T, H D]
   std::optional<TickServers> servers_;
   OpenLayer open_;
 };

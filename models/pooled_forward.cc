@@ -112,13 +112,14 @@ class ForwardWalk {
     const ArenaScope scope(context_.arena);
     const CoreTensors core =
         CoreInputsUpTo(context_, spec, layer.weights, pass_.layout, nanos_, n, saved.proj);
-    servers_->forward(n).Dispatch(core.q, core.k, core.v);
+    servers_->forward(n).Dispatch(core.q, core.k, core.v, saved.core.out.SplitHeads(spec.num_heads),
+                                  saved.core.lse);
   }
 
   void After(const OpenLayer& layer, int n) {
     const BlockSpec& spec = SpecOf(layer.local);
     const BlockActivations& saved = SavedOf(layer.local);
-    servers_->forward(n).Collect(saved.core.out.SplitHeads(spec.num_heads), saved.core.lse);
+    servers_->forward(n).Collect();
     const TraceScope trace(context_, "post-attention");
     PostAttentionForward(context_, spec, layer.weights, nanos_.part(n), nanos_.Of(n, saved),
                          nanos_.Stream(n, y_[layer.local % 2]));

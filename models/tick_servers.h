@@ -49,13 +49,13 @@ class TickServers {
   void Serve() {
     Advance();
     if (tick_.tick.phase == PipelinePhase::kForward) {
-      for (int n = 0; n < 2; ++n) forward(n).Dispatch({}, {}, {});
+      for (int n = 0; n < 2; ++n) forward(n).Dispatch({}, {}, {}, {}, {});
       for (int n = 0; n < 2; ++n) forward(n).Attend();
-      for (int n = 0; n < 2; ++n) forward(n).Collect({}, {});
+      for (int n = 0; n < 2; ++n) forward(n).Collect();
     } else {
-      for (const int n : {1, 0}) backward(n).Dispatch({}, {}, {}, {}, {}, {});
+      for (const int n : {1, 0}) backward(n).Dispatch({});
       for (const int n : {1, 0}) backward(n).Attend();
-      for (const int n : {1, 0}) backward(n).Collect({});
+      for (const int n : {1, 0}) backward(n).Collect();
     }
   }
 
@@ -89,13 +89,13 @@ class TickServers {
   std::optional<ServerBackward> backward_[2];
 };
 
-// Queries, keys and values of the rows up to the nano-batch's last one, allocated in the arena
-// where they are no views of proj [T, P]: the second nano-batch needs the first one's keys too.
+// Queries, keys and values of the rows up to the nano-batch's last one at least: views of
+// proj [T, P], or allocated in the arena. The second nano-batch needs the first one's keys too.
 inline CoreTensors CoreInputsUpTo(const OpContext& context, const BlockSpec& spec,
                                   const BlockViews<ConstTensorView>& weights,
                                   const TokenLayout& layout, const NanoLayout& nanos, int n,
                                   TensorView proj) {
-  if (n == 1) return MakeCoreInputs(context, spec, weights, layout, proj);
+  if (n == 1 || !spec.copies_qk()) return MakeCoreInputs(context, spec, weights, layout, proj);
   return MakeCoreInputs(context, spec, weights, nanos.part(0), nanos.Tokens(0, proj));
 }
 

@@ -23,6 +23,8 @@ struct PooledDocument {
   int64_t length = 0;
   // First query to compute: those before it are here as keys alone (of an earlier nano-batch).
   int64_t q_begin = 0;
+  // Queries after `length` will need its keys too (in a later nano-batch).
+  bool continues = false;
   // Its pieces, pieces[first_piece, first_piece + num_pieces) of the pool: ascending, covering
   // [0, length), none empty.
   int32_t first_piece = 0;

@@ -43,6 +43,7 @@ void FillPool(absl::Span<const PooledBatch> batches, NanoBatch nano, AttentionPo
       PooledDocument entry;
       entry.length = is_first ? in_first : length;
       entry.q_begin = is_first ? 0 : in_first;
+      entry.continues = is_first && in_first < length;
       entry.first_piece = static_cast<int32_t>(pool.pieces.size());
       const bool takes_part = entry.q_begin < entry.length;
       for (; i < pieces.size() && pieces[i].first == static_cast<int64_t>(document); ++i) {
