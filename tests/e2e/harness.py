@@ -30,10 +30,10 @@ def environment(**changes):
     prefixes = ("OMPI_", "PMIX_", "PMI_", "SLURM_", "EVENKEEL_")
     result = {k: v for k, v in os.environ.items() if not k.startswith(prefixes)}
     result.pop("WORLD_SIZE", None)
-    # How a host without ssh is told that it needs none.
-    agent = "OMPI_MCA_plm_rsh_agent"
-    if agent in os.environ:
-        result[agent] = os.environ[agent]
+    # How Open MPI is told on a host without ssh that it needs none.
+    for key in ("OMPI_MCA_plm", "OMPI_MCA_plm_rsh_agent"):
+        if key in os.environ:
+            result[key] = os.environ[key]
     result |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return result | changes
 

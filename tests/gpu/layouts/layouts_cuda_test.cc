@@ -236,12 +236,6 @@ void CompareLayout(const LayoutCase& layout, Communicator& host, GpuRank& rank,
   run(*alone_plan, *self, *self, weights, &alone, &alone_loss, &alone_squares);
   run(*plan, host, rank.device_world(), weights, &owned, &loss, &squares);
   if (testing::Test::HasFatalFailure()) return;
-  EXPECT_NEAR(loss, want_loss, 2 * std::abs(alone_loss - want_loss) + 2e-3 * want_loss);
-  EXPECT_NEAR(std::sqrt(squares), std::sqrt(want_squares), 0.1 * std::sqrt(want_squares) + 1e-9);
-  const RankPlacement place = plan->placement()(host.rank());
-  const ParameterLayout whole(layout.model);
-  std::map<std::string, int64_t> offset_of;
-  for (const ParameterSpec& spec : whole.specs()) offset_of[spec.name] = spec.offset;
   // TransNormer v1 bends at zero and divides by the size of small sums: what is rounded otherwise,
   // partial sums, shows many times over.
   const bool is_rough = layout.model_name.find("transnormer") == 0;
@@ -253,6 +247,13 @@ void CompareLayout(const LayoutCase& layout, Communicator& host, GpuRank& rank,
     }
   }
   const double factor = is_rough ? 6 : tokens < 32 ? 3 : 1.5;
+  const double few = tokens < 32 ? 5 : 1;
+  EXPECT_NEAR(loss, want_loss, 2 * std::abs(alone_loss - want_loss) + few * 2e-3 * want_loss);
+  EXPECT_NEAR(std::sqrt(squares), std::sqrt(want_squares), 0.1 * std::sqrt(want_squares) + 1e-9);
+  const RankPlacement place = plan->placement()(host.rank());
+  const ParameterLayout whole(layout.model);
+  std::map<std::string, int64_t> offset_of;
+  for (const ParameterSpec& spec : whole.specs()) offset_of[spec.name] = spec.offset;
   Distance all, all_alone;
   for (const ParameterSpec& spec : place.layout.specs()) {
     Distance here, there;
@@ -272,8 +273,10 @@ void CompareLayout(const LayoutCase& layout, Communicator& host, GpuRank& rank,
     });
     if (here.length == 0) continue;
     // Small parameters scatter: each within a few times of what one GPU is off.
-    const double bound = is_rough ? 10 * std::sqrt(there.error) + 0.1 * std::sqrt(here.length)
-                                  : 3 * std::sqrt(there.error) + 0.02 * std::sqrt(here.length);
+    // Some are zero but for rounding: then beside the whole gradient.
+    const double bound = (is_rough ? 10 : 3) * std::sqrt(there.error) +
+                         (is_rough ? 0.1 : 0.02) * std::sqrt(here.length) +
+                         1e-6 * std::sqrt(want_squares);
     EXPECT_LE(std::sqrt(here.error), bound)
         << spec.name << ": off by " << std::sqrt(here.error / here.length) << ", one GPU by "
         << std::sqrt(there.error / here.length);
