@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "launch/attention_server.h"
 #include "launch/commands.h"
 #include "launch/config_options.h"
 #include "launch/machine.h"
@@ -31,7 +32,19 @@ absl::Status Train(const ConfigOptions& options) {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
     EK_RETURN_IF_ERROR(
         AgreeOnStatus(rank.comm, CheckFits(config, rank.comm.size(), rank.memory), "memory"));
-    auto trainer = Trainer::Create(config, rank);
+    EK_ASSIGN_OR_RETURN(const ParallelPlan plan,
+                        PlanParallel(config.model, config.parallel, rank.comm.size()));
+    std::unique_ptr<Communicator> mesh_comm;
+    if (plan.num_dedicated > 0) {
+      const bool serves = plan.is_dedicated(rank.comm.rank());
+      EK_ASSIGN_OR_RETURN(mesh_comm, rank.comm.Split(serves ? 1 : 0, rank.comm.rank(), "mesh"));
+      if (serves) {
+        auto server = AttentionServer::Create(config, rank);
+        EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, server.status(), "start"));
+        return (*server)->Run();
+      }
+    }
+    auto trainer = Trainer::Create(config, rank, std::move(mesh_comm));
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());
     if (rank.comm.rank() == 0) {

@@ -18,7 +18,15 @@ constexpr int kMostRanks = 1 << 20;
 // which suits every kernel.
 constexpr int64_t kPartMultiple = 64;
 
-absl::Status CheckPool(const ParallelConfig& config) {
+absl::Status CheckPool(const ParallelConfig& config, bool has_softmax) {
+  if (config.attention != SoftmaxExchange::kDisaggregated || !has_softmax) {
+    if (config.attention_servers == 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("parallel.attention_servers is ", config.attention_servers, ", but ",
+                     has_softmax ? "parallel.attention is not disaggregated"
+                                 : "no layer of the model has softmax attention",
+                     ": set it to in_place"));
+  }
   if (config.virtual_stages > 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "parallel.attention: disaggregated runs all stages in the same phase, which needs "
@@ -71,6 +79,19 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
                {"ring", SoftmaxExchange::kRing},
                {"ulysses", SoftmaxExchange::kUlysses},
                {"disaggregated", SoftmaxExchange::kDisaggregated}});
+  std::string servers =
+      config.attention_servers == 0 ? "in_place" : absl::StrCat(config.attention_servers);
+  fields.String("attention_servers", &servers,
+                "disaggregated: in_place, every rank serves, or a number of ranks more, for each "
+                "tensor-parallel place, that hold no weights and serve alone");
+  if (servers == "in_place") {
+    config.attention_servers = 0;
+  } else if (!absl::SimpleAtoi(servers, &config.attention_servers) ||
+             config.attention_servers < 1 || config.attention_servers > kMostRanks) {
+    fields.Error("attention_servers",
+                 absl::StrCat("'", servers, "' is neither in_place nor a number of ranks"));
+    return;
+  }
   fields.Float("attention_tolerance", &config.attention_tolerance,
                "disaggregated: how far the load of an attention server may be from the mean", 0.001,
                100);
@@ -95,8 +116,17 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   plan.model = model;
   plan.virtual_stages = config.virtual_stages;
   plan.sharding = config.zero;
-  EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, world_size));
   const bool has_softmax = model.has_kind(LayerKind::kSoftmax);
+  EK_RETURN_IF_ERROR(CheckPool(config, has_softmax));
+  plan.num_dedicated = config.attention_servers;
+  const int64_t servers = int64_t{1} * plan.num_dedicated * config.mesh.tp;
+  if (servers >= world_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "parallel.attention_servers ", plan.num_dedicated, " at tp ", config.mesh.tp, " are ",
+        servers, " ranks, and there are ", world_size, ": start more, or take fewer servers"));
+  }
+  const int64_t mesh_ranks = world_size - servers;
+  EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, mesh_ranks));
   MeshLimits limits;
   limits.num_layers = model.num_layers;
   limits.num_heads = model.num_heads;
@@ -106,7 +136,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   limits.virtual_stages = config.virtual_stages;
   limits.cp_over_heads =
       has_softmax && plan.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
-  EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, world_size, limits));
+  EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, mesh_ranks, limits));
   if (config.zero != ShardingStage::kNone && plan.mesh.dp * plan.mesh.cp > 1 &&
       model.intermediate_size % plan.mesh.tp != 0) {
     const int64_t below = model.intermediate_size / plan.mesh.tp * plan.mesh.tp;
@@ -125,7 +155,6 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   plan.stage_begin = *std::move(stage_begin);
   plan.context.softmax = config.attention;
   if (plan.pools_attention()) {
-    EK_RETURN_IF_ERROR(CheckPool(config));
     if (!has_softmax) plan.context.softmax = SoftmaxExchange::kGather;  // nothing to pool
     plan.disaggregation = {config.attention_tolerance, config.attention_shard};
     plan.ping_pong = config.ping_pong;
@@ -149,6 +178,7 @@ PoolShape ParallelPlan::pool() const {
       if (model.kind(layer) == LayerKind::kSoftmax) ++pool.softmax_layers.back();
     }
   }
+  pool.num_dedicated = num_dedicated;
   return pool;
 }
 
@@ -168,7 +198,12 @@ PoolPlanOptions ParallelPlan::pool_options(DType dtype) const {
                    heads.num_heads * wide, heads.kv_width() * wide};
   // Where q and k are normalised on their way they lie in memory that does not last.
   options.has_residents = !model.qk_norm;
-  options.speed.assign(static_cast<size_t>(pool().num_ranks()), 1);
+  const PoolShape shape = pool();
+  options.speed.assign(static_cast<size_t>(shape.num_ranks()), 1);
+  // Dedicated servers serve alone.
+  if (num_dedicated > 0) {
+    std::fill_n(options.speed.begin(), static_cast<size_t>(shape.num_owners()), 0.0);
+  }
   return options;
 }
 
@@ -176,6 +211,7 @@ MeshCommsOptions ParallelPlan::comms() const {
   MeshCommsOptions options;
   options.shape = mesh;
   options.pools_attention = pools_attention();
+  options.num_dedicated = num_dedicated * mesh.tp;
   if (model.has_kind(LayerKind::kSoftmax)) {
     options.key_value_copies = static_cast<int>(std::max<int64_t>(1, mesh.tp / model.kv_heads()));
   }

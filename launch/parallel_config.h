@@ -32,6 +32,7 @@ struct ParallelConfig {
   StateExchange linear_attention = StateExchange::kGather;
   SplitPolicy split = SplitPolicy::kAuto;
   // With attention: disaggregated.
+  int attention_servers = 0;  // dedicated ranks a tensor-parallel place; 0: those of the mesh
   double attention_tolerance = 0.05;
   int64_t attention_shard = 128;
   bool ping_pong = true;
@@ -50,6 +51,11 @@ struct ParallelPlan {
   ContextStrategy context;
   DisaggregationOptions disaggregation;  // where attention is pooled
   bool ping_pong = true;
+  int num_dedicated = 0;  // attention servers beside the mesh, a tensor-parallel place
+
+  // Ranks beyond those of the mesh are dedicated servers, tensor-parallel places in turn.
+  int num_ranks() const { return static_cast<int>(mesh.num_ranks()) + num_dedicated * mesh.tp; }
+  bool is_dedicated(int rank) const { return rank >= mesh.num_ranks(); }
 
   // Whether softmax attention is computed by a pool of ranks.
   bool pools_attention() const { return context.softmax == SoftmaxExchange::kDisaggregated; }

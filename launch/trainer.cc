@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "launch/attention_server.h"
 #include "launch/evaluation.h"
 #include "launch/machine.h"
 #include "launch/run_folder.h"
@@ -46,11 +47,13 @@ std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
 }  // namespace
 
 Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
-                 std::unique_ptr<MeshComms> mesh, TrainingData data, Model model,
-                 Optimizer optimizer)
+                 std::unique_ptr<Communicator> mesh_host_comm, std::unique_ptr<MeshComms> mesh,
+                 TrainingData data, Model model, Optimizer optimizer)
     : config_(config),
       context_(rank.context),
-      comm_(rank.comm),
+      world_(rank.comm),
+      mesh_host_comm_(std::move(mesh_host_comm)),
+      comm_(mesh_host_comm_ == nullptr ? rank.comm : *mesh_host_comm_),
       gpu_comm_(rank.gpu_comm),
       tracker_(rank.tracker),
       plan_(std::move(plan)),
@@ -62,8 +65,9 @@ Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan 
       shape_(ShapeOf(config.model)),
       start_seconds_(Now()) {}
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
-                                                         const RankRuntime& rank) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
+    const RunConfig& config, const RankRuntime& rank,
+    std::unique_ptr<Communicator> mesh_host_comm) {
   EK_ASSIGN_OR_RETURN(ParallelPlan plan,
                       PlanParallel(config.model, config.parallel, rank.comm.size()));
   EK_ASSIGN_OR_RETURN(
@@ -84,10 +88,14 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model, setup, rank.tracker));
   EK_ASSIGN_OR_RETURN(Optimizer optimizer,
                       Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
-  std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh),
-                                               std::move(data), std::move(model),
-                                               std::move(optimizer)));
-  EK_RETURN_IF_ERROR(trainer->MakeAttentionPlanner());
+  std::unique_ptr<Trainer> trainer(
+      new Trainer(config, rank, std::move(plan), std::move(mesh_host_comm), std::move(mesh),
+                  std::move(data), std::move(model), std::move(optimizer)));
+  if (trainer->plan_.pools_attention()) {
+    EK_ASSIGN_OR_RETURN(trainer->attention_planner_,
+                        MakeAttentionPlanner(config, trainer->plan_, trainer->data_.dataset(),
+                                             rank.context.dtype, rank.comm.rank()));
+  }
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));
@@ -149,9 +157,11 @@ absl::Status Trainer::Start() {
                                        mesh.cp, mesh.tp));
     }
     if (plan_.pools_attention()) {
-      report_->Message(absl::StrFormat("attention: disaggregated over %d servers%s",
-                                       plan_.pool().num_ranks(),
-                                       plan_.ping_pong ? ", two nano-batches in turn" : ""));
+      report_->Message(
+          absl::StrFormat("attention: disaggregated over %d %s%s",
+                          plan_.num_dedicated > 0 ? plan_.num_dedicated : plan_.pool().num_ranks(),
+                          plan_.num_dedicated > 0 ? "dedicated servers" : "servers",
+                          plan_.ping_pong ? ", two nano-batches in turn" : ""));
     }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
@@ -162,6 +172,14 @@ absl::Status Trainer::Start() {
 }
 
 absl::Status Trainer::Run() {
+  const absl::Status status = RunSteps();
+  if (plan_.num_dedicated == 0 || absl::IsDeadlineExceeded(status)) return status;
+  ServerOrder ended;
+  EK_RETURN_IF_ERROR(BroadcastOrder(world_, ended));
+  return status;
+}
+
+absl::Status Trainer::RunSteps() {
   EK_RETURN_IF_ERROR(Start());
   // What the untrained model knows, to compare with.
   if (progress_.step == 0 && config_.train.eval_every > 0) EK_RETURN_IF_ERROR(EvaluateHeldOut());
@@ -171,6 +189,10 @@ absl::Status Trainer::Run() {
     if (gpu_comm_ != nullptr) gpu_comm_->world().SetStep(progress_.step + 1);
     EK_RETURN_IF_ERROR(tracer_->BeginStep(progress_.step + 1, context_));
     const double begin = Now();
+    if (plan_.num_dedicated > 0) {
+      ServerOrder order{1, progress_.step};
+      EK_RETURN_IF_ERROR(BroadcastOrder(world_, order));
+    }
     EK_ASSIGN_OR_RETURN(const StepResult result, Step());
     tracer_->EndStep(progress_.step, context_);
     EK_RETURN_IF_ERROR(ReportStep(result, Now() - begin));
@@ -210,20 +232,6 @@ absl::StatusOr<std::vector<PackedBatch>> Trainer::ReadBatches(double* model_flop
   return batches;
 }
 
-absl::Status Trainer::MakeAttentionPlanner() {
-  if (!plan_.pools_attention()) return absl::OkStatus();
-  EK_ASSIGN_OR_RETURN(SampleOrder order, SampleOrder::Create(data_.dataset().document_lengths(),
-                                                             config_.data.sequence_length,
-                                                             static_cast<uint64_t>(config_.seed)));
-  const PoolShape pool = plan_.pool();
-  const MeshCoord& at = mesh_->coord();
-  attention_planner_ = std::make_unique<AttentionPlanner>(
-      pool, plan_.pool_options(context_.dtype), std::move(order),
-      AttentionPlanner::Batches{config_.train.global_batch_size, config_.train.micro_batch_size},
-      pool.RankOf(at.pp, at.dp, at.cp));
-  return absl::OkStatus();
-}
-
 absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, double scale,
                                    TensorView loss_sum) {
   attention_ = AttentionMetrics();
@@ -243,31 +251,17 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
   return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
 }
 
-absl::Status Trainer::ShareServerLoads(StepResult& result) {
+absl::Status Trainer::ShareServerLoads(const StepResult& result) {
   if (attention_planner_ == nullptr) return absl::OkStatus();
-  const ServerTimes& forward = pipeline_.server_times(PipelinePhase::kForward);
-  const ServerTimes& backward = pipeline_.server_times(PipelinePhase::kBackward);
-  double mine[6] = {forward.planned,  forward.seconds,   backward.planned,
-                    backward.seconds, result.sent_bytes, result.exposed_comm_seconds};
-  std::vector<double> all(6 * static_cast<size_t>(comm_.size()));
-  EK_RETURN_IF_ERROR(comm_.AllGather(ConstTensorView(mine, DType::kF64, {1, 6}),
-                                     TensorView(all.data(), DType::kF64, {comm_.size(), 6}),
-                                     "loads of attention servers"));
-  // A server of the pool is as fast as its tensor-parallel ranks together.
-  std::vector<ServerLoad> loads(static_cast<size_t>(plan_.pool().num_ranks()));
-  for (int rank = 0; rank < comm_.size(); ++rank) {
-    const double* row = &all[6 * static_cast<size_t>(rank)];
-    ServerLoad& load = loads[static_cast<size_t>(rank / plan_.mesh.tp)];
-    for (int phase = 0; phase < 2; ++phase) {
-      load.planned[phase] += row[2 * phase];
-      load.seconds[phase] += row[2 * phase + 1];
-    }
-    attention_.most_sent_bytes = std::max(attention_.most_sent_bytes, row[4]);
-    attention_.exposed_share += row[5] / comm_.size();  // seconds, until the step's are known
-  }
-  attention_.measured_imbalance = MeasuredImbalance(loads);
+  EK_ASSIGN_OR_RETURN(const PoolLoads pool,
+                      GatherLoads(world_, plan_, pipeline_.server_times(PipelinePhase::kForward),
+                                  pipeline_.server_times(PipelinePhase::kBackward),
+                                  result.sent_bytes, result.exposed_comm_seconds));
+  attention_.most_sent_bytes = pool.most_sent_bytes;
+  attention_.exposed_share = pool.exposed_seconds;  // a share once the step's seconds are known
+  attention_.measured_imbalance = MeasuredImbalance(pool.loads);
   // On a GPU the host does not know how long kernels take.
-  if (context_.cuda == nullptr) attention_planner_->Learn(loads);
+  if (context_.cuda == nullptr) attention_planner_->Learn(pool.loads);
   return absl::OkStatus();
 }
 
@@ -374,7 +368,7 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.tokens_per_s =
       static_cast<double>(config_.train.global_batch_size * config_.data.sequence_length) / seconds;
   metrics.model_flops = result.model_flops;
-  metrics.mfu = result.model_flops / seconds / (peak_flops_ * comm_.size());
+  metrics.mfu = result.model_flops / seconds / (peak_flops_ * world_.size());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
   metrics.pipeline_wait_seconds = pipeline_.waiting_seconds();
   metrics.sent_bytes = result.sent_bytes;

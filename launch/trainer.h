@@ -29,8 +29,11 @@ class Trainer {
  public:
   // Opens the data, builds the model, and restores the newest checkpoint of the run folder if there
   // is one. Rank 0 takes the run folder's lock.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config,
-                                                         const RankRuntime& rank);
+  // `mesh_host_comm`: the ranks of the mesh, where there are dedicated attention servers beside
+  // them; null: all ranks.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
+      const RunConfig& config, const RankRuntime& rank,
+      std::unique_ptr<Communicator> mesh_host_comm);
 
   // Trains to the configured step. A request to stop (signal, STOP file, wall-time limit) saves and
   // returns a status with ExitCode::kPreempted; a loss that is not finite one with kDiverged.
@@ -53,19 +56,19 @@ class Trainer {
   };
 
   Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
-          std::unique_ptr<MeshComms> mesh, TrainingData data, Model model, Optimizer optimizer);
+          std::unique_ptr<Communicator> mesh_host_comm, std::unique_ptr<MeshComms> mesh,
+          TrainingData data, Model model, Optimizer optimizer);
 
   absl::Status Start();
+  absl::Status RunSteps();
   absl::StatusOr<StepResult> Step();
   absl::Status ReportStep(const StepResult& result, double seconds);
   absl::Status EvaluateHeldOut();
   absl::Status Save();
-  // Makes the planner of disaggregated attention, where it is.
-  absl::Status MakeAttentionPlanner();
   absl::Status TrainBatches(const std::vector<PackedBatch>& batches, double scale,
                             TensorView loss_sum);
   // What the pool's servers measured in the step, to report and to plan with.
-  absl::Status ShareServerLoads(StepResult& result);
+  absl::Status ShareServerLoads(const StepResult& result);
   absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);
   // Whether no other rank computes the losses of the same tokens.
   bool CountsLosses() const;
@@ -74,8 +77,10 @@ class Trainer {
 
   RunConfig config_;
   OpContext context_;
-  Communicator& comm_;
-  GpuComm* gpu_comm_;  // null where the ranks compute on CPUs, or there is one
+  Communicator& world_;  // with dedicated attention servers
+  std::unique_ptr<Communicator> mesh_host_comm_;
+  Communicator& comm_;  // the ranks of the mesh
+  GpuComm* gpu_comm_;   // null where the ranks compute on CPUs, or there is one
   MemoryTracker& tracker_;
   ParallelPlan plan_;
   std::unique_ptr<MeshComms> mesh_;

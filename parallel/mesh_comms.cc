@@ -19,7 +19,8 @@ void FirstMessage(AxisComm& link, int from, const TensorView& scratch) {
 
 absl::StatusOr<AxisComm*> MeshComms::Divide(Communicator& world, int color, int key,
                                             const char* name) {
-  EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> part, world.Split(color, key, name));
+  EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> part,
+                      world.Split(is_dedicated_ ? -1 : color, key, name));
   if (part == nullptr || part->size() == 1) {
     if (part != nullptr) comms_.push_back(std::move(part));
     return nullptr;
@@ -33,7 +34,13 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
                                                              const MeshCommsOptions& options) {
   auto comms = std::unique_ptr<MeshComms>(new MeshComms);
   const MeshShape& shape = options.shape;
-  EK_ASSIGN_OR_RETURN(const MeshCoord at, CoordOfRank(shape, world.size(), world.rank()));
+  comms->is_dedicated_ = world.rank() >= shape.num_ranks();
+  MeshCoord at;
+  if (comms->is_dedicated_) {
+    at.tp = static_cast<int>((world.rank() - shape.num_ranks()) % shape.tp);
+  } else {
+    EK_ASSIGN_OR_RETURN(at, CoordOfRank(shape, world.size() - options.num_dedicated, world.rank()));
+  }
   comms->shape_ = shape;
   comms->coord_ = at;
   ModelAxes& axes = comms->axes_;
@@ -72,6 +79,7 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
     EK_RETURN_IF_ERROR(comms->MakeLinks(world, options));
   }
   if (options.pools_attention) {
+    comms->is_dedicated_ = false;  // is on this one
     EK_ASSIGN_OR_RETURN(comms->pool_, comms->Divide(world, at.tp, world.rank(), "pool"));
   }
   comms->log_.ClearVolumes();
@@ -90,8 +98,8 @@ absl::Status MeshComms::MakeLinks(Communicator& world, const MeshCommsOptions& o
   const auto round_of = [&](int link) {
     return link == stages - 1 && stages % 2 == 1 ? 2 : link % 2;
   };
-  const int out = at < num_links ? at : -1;
-  const int in = at > 0 ? at - 1 : (is_interleaved ? stages - 1 : -1);
+  const int out = !is_dedicated_ && at < num_links ? at : -1;
+  const int in = is_dedicated_ ? -1 : at > 0 ? at - 1 : (is_interleaved ? stages - 1 : -1);
   for (int round = 0; round < (is_interleaved && stages % 2 == 1 ? 3 : 2); ++round) {
     int link = -1;
     if (out >= 0 && round_of(out) == round) link = out;

@@ -38,6 +38,9 @@ struct MeshCommsOptions {
   bool ties_stages = false;      // first and last stage share the embedding
   bool is_interleaved = false;   // several model chunks a rank: the last stage links to the first
   bool pools_attention = false;  // ranks of one tensor-parallel place share core attention
+  // Ranks beyond those of the mesh that are on no axis but the pool: tensor-parallel places in
+  // turn.
+  int num_dedicated = 0;
   // On the device of the communicators, [1]: a first message over every link of the pipeline. NCCL
   // connects two ranks in the host's first call, which waits for the other rank's: better here than
   // in the middle of a schedule, where that one may wait for this one. Empty: no message.
@@ -55,8 +58,8 @@ class MeshComms {
   const MeshCoord& coord() const { return coord_; }
   const ModelAxes& axes() const { return axes_; }
   const PipelineLinks& links() const { return links_; }
-  // All ranks of this one's tensor-parallel place, in the order of pp, dp, cp; null without
-  // pools_attention, or for one alone.
+  // All ranks of this one's tensor-parallel place, in the order of pp, dp, cp, and dedicated ones;
+  // null without pools_attention, or for one alone.
   AxisComm* pool() const { return pool_; }
   CommLog& log() { return log_; }
 
@@ -74,6 +77,7 @@ class MeshComms {
   ModelAxes axes_;
   AxisComm* pool_ = nullptr;
   PipelineLinks links_;
+  bool is_dedicated_ = false;
 };
 
 }  // namespace evenkeel
