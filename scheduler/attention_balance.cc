@@ -1,11 +1,20 @@
 #include "scheduler/attention_balance.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cstddef>
+#include <utility>
+
+#include "scheduler/attention_traffic.h"
 
 namespace evenkeel {
 namespace {
+
+// Times that shares are scaled to what their ranges really cost.
+constexpr int kScalings = 8;
+// Moves of shards after that, at most, a rank.
+constexpr size_t kMovesPerRank = 16;
+// Servers that a move's other end is chosen from.
+constexpr size_t kPartners = 8;
 
 // Queries [begin, end) of a document on a server.
 struct Part {
@@ -15,26 +24,32 @@ struct Part {
   double seconds = 0;
 };
 
-struct Move {
-  int32_t from = -1;
-  size_t part = 0;
-  int64_t begin = 0, end = 0;
-  double gain = -1;  // seconds a byte
-};
-
-class Balancer {
+class Balance {
  public:
-  Balancer(const AttentionPool& pool, const AttentionCost& cost,
-           const DisaggregationOptions& options)
-      : pool_(pool), cost_(cost), options_(options), servers_(static_cast<size_t>(pool.num_ranks)) {
+  Balance(const AttentionPool& pool, const AttentionCost& cost,
+          const DisaggregationOptions& options, SharedWork work)
+      : pool_(pool),
+        cost_(cost),
+        shard_(options.shard_tokens),
+        tolerance_(options.tolerance),
+        shared_(std::move(work.documents)),
+        kept_documents_(std::move(work.kept)),
+        servers_(static_cast<size_t>(pool.num_ranks)) {
     for (const double speed : pool.speed) total_speed_ += speed;
   }
 
   std::vector<ServerTask> Run() {
-    Seed();
-    // A measured cost is not additive: parts may go in circles, shards do not.
-    const size_t large_moves = 64 + 4 * servers_.size(), moves = 2 * large_moves;
-    for (size_t move = 0; move < moves && Improve(move < large_moves); ++move) {
+    for (const KeptDocument& kept : kept_documents_) {
+      const PooledDocument& document = Document(kept.document);
+      Add(static_cast<size_t>(kept.owner), kept.document, document.q_begin, document.length);
+    }
+    ranges_.resize(shared_.size());
+    kept_.clear();
+    for (const Server& server : servers_) kept_.push_back(server.load);
+    for (int i = 0; Cut() && i < kScalings; ++i) Scale();
+    for (size_t d = 0; d < shared_.size(); ++d) PlaceShared(d);
+    const size_t most = kMovesPerRank * servers_.size();
+    for (size_t move = 0; move < most && MoveSome(); ++move) {
     }
     std::vector<ServerTask> tasks;
     for (size_t server = 0; server < servers_.size(); ++server) {
@@ -51,39 +66,27 @@ class Balancer {
     std::vector<Part> parts;
     double load = 0;
   };
+  // A way to move queries [begin, end) of a server's part.
+  struct Move {
+    size_t from = 0, to = 0, part = 0;
+    int64_t begin = 0, end = 0;
+    double gain = 0;  // how much the loads' squared differences from the mean fall, a byte
+  };
 
   double Seconds(int64_t begin, int64_t end) const { return cost_.Seconds(end - begin, end); }
-  double Target(size_t server) const { return total_load_ * pool_.speed[server] / total_speed_; }
   const PooledDocument& Document(int32_t index) const {
     return pool_.documents[static_cast<size_t>(index)];
   }
+  double Mean() const { return total_load_ / total_speed_; }
+  // Above the mean: positive.
+  double Surplus(size_t s) const { return servers_[s].load - Mean() * pool_.speed[s]; }
 
-  // Every owner computes its own queries, cut where shards may be cut.
-  void Seed() {
-    for (size_t d = 0; d < pool_.documents.size(); ++d) {
-      const PooledDocument& document = pool_.documents[d];
-      int64_t begin = document.q_begin;
-      for (int32_t i = 0; i < document.num_pieces; ++i) {
-        const DocumentPiece& piece = pool_.pieces[static_cast<size_t>(document.first_piece + i)];
-        int64_t end = piece.begin + piece.length;
-        if (end < document.length) end = RoundToCut(end);
-        end = std::min(end, document.length);
-        if (end <= begin) continue;
-        Add(static_cast<size_t>(piece.owner), {static_cast<int32_t>(d), begin, end, 0});
-        begin = end;
-      }
-    }
-  }
-
-  int64_t RoundToCut(int64_t position) const {
-    return (position + options_.shard_tokens / 2) / options_.shard_tokens * options_.shard_tokens;
-  }
-
-  void Add(size_t server, Part part) {
-    part.seconds = Seconds(part.begin, part.end);
-    servers_[server].parts.push_back(part);
-    servers_[server].load += part.seconds;
-    total_load_ += part.seconds;
+  void Add(size_t server, int32_t document, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const double seconds = Seconds(begin, end);
+    servers_[server].parts.push_back({document, begin, end, seconds});
+    servers_[server].load += seconds;
+    total_load_ += seconds;
   }
 
   void Remove(size_t server, size_t index) {
@@ -93,6 +96,59 @@ class Balancer {
     found.parts[index] = found.parts.back();
     found.parts.pop_back();
     if (found.parts.empty()) found.load = 0;
+  }
+
+  // Calls `visit(share, begin, end)` for each range of a shared document.
+  template <typename Visit>
+  void ForEachRange(size_t d, const Visit& visit) {
+    int64_t begin = Document(shared_[d].document).q_begin;
+    for (size_t i = 0; i < shared_[d].shares.size(); ++i) {
+      visit(shared_[d].shares[i], begin, ranges_[d][i]);
+      begin = ranges_[d][i];
+    }
+  }
+
+  void PlaceShared(size_t d) {
+    ForEachRange(d, [&](const DocumentShare& share, int64_t begin, int64_t end) {
+      Add(static_cast<size_t>(share.server), shared_[d].document, begin, end);
+    });
+  }
+
+  // Cuts all shares. Returns whether some server is out of bounds.
+  bool Cut() {
+    loads_ = kept_;
+    for (size_t d = 0; d < shared_.size(); ++d) {
+      CutShares(Document(shared_[d].document), shard_, shared_[d].shares, &ranges_[d]);
+      ForEachRange(d, [&](const DocumentShare& share, int64_t begin, int64_t end) {
+        loads_[static_cast<size_t>(share.server)] += Seconds(begin, end);
+      });
+    }
+    double total = 0;
+    for (const double load : loads_) total += load;
+    mean_ = total / total_speed_;
+    for (size_t s = 0; s < loads_.size(); ++s) {
+      if (loads_[s] > High(s) || loads_[s] < Low(s)) return true;
+    }
+    return false;
+  }
+  double High(size_t s) const { return mean_ * pool_.speed[s] * (1 + tolerance_); }
+  double Low(size_t s) const { return mean_ * pool_.speed[s] / (1 + tolerance_); }
+
+  // Makes the shares of servers out of bounds larger or smaller in proportion.
+  void Scale() {
+    factors_.assign(loads_.size(), 1);
+    for (size_t s = 0; s < loads_.size(); ++s) {
+      const double movable = loads_[s] - kept_[s];
+      const double middle = mean_ * pool_.speed[s];
+      // Half way back inside the bounds.
+      const double wanted = std::clamp(loads_[s], (Low(s) + middle) / 2, (High(s) + middle) / 2);
+      if (movable > 0) factors_[s] = std::clamp((wanted - kept_[s]) / movable, 0.25, 4.0);
+    }
+    for (SharedDocument& shared : shared_) {
+      for (DocumentShare& share : shared.shares) {
+        share.seconds *= factors_[static_cast<size_t>(share.server)];
+      }
+    }
   }
 
   // Bytes that `server` receives more if it also computes [begin, end) of the document.
@@ -114,156 +170,128 @@ class Balancer {
     return bytes;
   }
 
-  // The cut in [low, high] for which [cut, end) is nearest to `seconds`.
-  int64_t BeginFor(int64_t low, int64_t end, double seconds) const {
-    const int64_t step = options_.shard_tokens;
-    int64_t few = (low + step - 1) / step, many = end / step;  // in shards, [few, many]
+  // The first cut of [low, high] from which on there are at most `seconds` before `high`.
+  int64_t BeginFor(int64_t low, int64_t high, double seconds) const {
+    int64_t few = (low + shard_ - 1) / shard_, many = high / shard_;  // shards before the cut
     while (few < many) {
       const int64_t middle = (few + many) / 2;
-      if (Seconds(middle * step, end) > seconds) {
+      if (Seconds(middle * shard_, high) > seconds) {
         few = middle + 1;
       } else {
         many = middle;
       }
     }
-    return std::min(end, few * step);
+    return std::min(high, few * shard_);
   }
-
-  int64_t EndFor(int64_t begin, int64_t high, double seconds) const {
-    const int64_t step = options_.shard_tokens;
-    int64_t few = (begin + step - 1) / step, many = high / step;
+  // The last cut of [low, high] up to which there are at most `seconds` after `low`.
+  int64_t EndFor(int64_t low, int64_t high, double seconds) const {
+    int64_t few = (low + shard_ - 1) / shard_, many = high / shard_;
     while (few < many) {
       const int64_t middle = (few + many + 1) / 2;
-      if (Seconds(begin, middle * step) > seconds) {
+      if (Seconds(low, middle * shard_) > seconds) {
         many = middle - 1;
       } else {
         few = middle;
       }
     }
-    return std::max(begin, few * step);
+    return std::max(low, few * shard_);
   }
 
-  void Consider(size_t to, size_t from, size_t index, int64_t begin, int64_t end,
+  void Consider(size_t from, size_t to, size_t index, int64_t begin, int64_t end,
                 Move* best) const {
     const Part& part = servers_[from].parts[index];
     if (begin < part.begin || end > part.end || begin >= end) return;
-    const double seconds = Seconds(begin, end);
-    const auto bytes = static_cast<double>(BytesFor(to, part.document, begin, end));
-    const double gain = seconds / std::max(bytes, 1.0);
-    if (gain > best->gain) *best = {static_cast<int32_t>(from), index, begin, end, gain};
+    const double taken = part.seconds - Seconds(part.begin, begin) - Seconds(end, part.end);
+    const double given = Seconds(begin, end);
+    const double gain = taken * (2 * Surplus(from) - taken) / pool_.speed[from] -
+                        given * (2 * Surplus(to) + given) / pool_.speed[to];
+    if (gain <= kLeastGain * Mean() * Mean()) return;
+    const double bytes = static_cast<double>(BytesFor(to, part.document, begin, end));
+    if (gain / (bytes + 1) <= best->gain) return;
+    *best = {from, to, index, begin, end, gain / (bytes + 1)};
   }
 
-  // The best way to move at most `most` seconds of a part.
-  void ConsiderPart(size_t to, size_t from, size_t index, double most, Move* best) const {
-    const Part& part = servers_[from].parts[index];
-    if (part.seconds <= most) {
-      Consider(to, from, index, part.begin, part.end, best);
-      return;
-    }
-    const int64_t early = EndFor(part.begin, part.end, most);
-    Consider(to, from, index, part.begin, early, best);
-    const int64_t late = BeginFor(part.begin, part.end, most);
-    Consider(to, from, index, late, part.end, best);
-    // n queries before `end` see about n (end - n / 2) pairs; bytes q n + kv end are least at
-    const double pairs = CausalPairs(part.end - part.begin, part.end) * most / part.seconds;
-    const double queries =
-        std::sqrt(static_cast<double>(pool_.bytes.kv) * pairs /
-                  (static_cast<double>(pool_.bytes.q) + static_cast<double>(pool_.bytes.kv) / 2));
-    const auto end = static_cast<int64_t>(pairs / std::max(1.0, queries) + queries / 2) /
-                     options_.shard_tokens * options_.shard_tokens;
-    if (end <= early || end >= part.end) return;
-    const int64_t begin = BeginFor(part.begin, end, most);
-    Consider(to, from, index, begin, end, best);
-  }
-
-  // Of the shards at the ends of the heaviest server's parts the one that evens out the two servers
-  // most; what a server of no speed has, goes in any case.
-  Move SmallestMove(size_t from, size_t to) const {
-    const bool must = pool_.speed[from] <= 0;
-    const double surplus = servers_[from].load - Target(from);
-    const double need = Target(to) - servers_[to].load;
-    Move best;
-    double best_gain = 0;
-    const auto consider = [&](size_t index, int64_t begin, int64_t end) {
-      const double seconds = Seconds(begin, end);
-      // How much the sum of squared differences from the target, over speed, falls.
-      const double up = seconds * (2 * need - seconds) / pool_.speed[to];
-      const double down = must ? 0 : seconds * (2 * surplus - seconds) / pool_.speed[from];
-      if (best.from >= 0 ? up + down <= best_gain : !must && up + down <= 0) return;
-      best_gain = up + down;
-      best = {static_cast<int32_t>(from), index, begin, end, 0};
-    };
-    const int64_t step = options_.shard_tokens;
+  // The ends of the server's parts: a shard of them, or as much as evens out the two servers.
+  void ConsiderPair(size_t from, size_t to, Move* best) const {
+    const double most = std::min(Surplus(from), -Surplus(to));
+    if (from == to || most <= 0) return;
     for (size_t i = 0; i < servers_[from].parts.size(); ++i) {
       const Part& part = servers_[from].parts[i];
-      consider(i, part.begin, std::min(part.end, (part.begin / step + 1) * step));
-      consider(i, std::max(part.begin, (part.end - 1) / step * step), part.end);
-      if (must) consider(i, part.begin, part.end);
+      Consider(from, to, i, part.begin, std::min(part.end, (part.begin / shard_ + 1) * shard_),
+               best);
+      Consider(from, to, i, std::max(part.begin, (part.end - 1) / shard_ * shard_), part.end, best);
+      if (part.seconds <= most) {
+        Consider(from, to, i, part.begin, part.end, best);
+      } else {
+        Consider(from, to, i, part.begin, EndFor(part.begin, part.end, most), best);
+        Consider(from, to, i, BeginFor(part.begin, part.end, most), part.end, best);
+      }
     }
-    return best;
   }
 
-  bool Improve(bool large) {
-    const double mean = total_load_ / total_speed_;
-    size_t lightest = servers_.size(), heaviest = servers_.size();
-    double least = std::numeric_limits<double>::infinity(), most = 0;
+  // The few servers whose loads per speed are most above (1) or below (-1) the mean.
+  std::vector<size_t> MostDifferent(int sign) const {
+    std::vector<std::pair<double, size_t>> differences;
     for (size_t s = 0; s < servers_.size(); ++s) {
-      const double speed = pool_.speed[s];
-      if (speed > 0 && servers_[s].load / speed < least) {
-        least = servers_[s].load / speed;
-        lightest = s;
-      }
-      const double ratio = speed > 0              ? servers_[s].load / speed
-                           : servers_[s].load > 0 ? std::numeric_limits<double>::infinity()
-                                                  : 0;
-      if (ratio > most) {
-        most = ratio;
-        heaviest = s;
-      }
+      if (pool_.speed[s] > 0) differences.push_back({-sign * Surplus(s) / pool_.speed[s], s});
     }
-    if (heaviest == servers_.size()) return false;
-    const double bound = 1 + options_.tolerance;
-    const bool too_light = least * bound<mean, too_heavy = most> bound * mean;
-    if (!too_light && !too_heavy) return false;
-    const double need = Target(lightest) - servers_[lightest].load;
+    const size_t few = std::min(kPartners, differences.size());
+    std::partial_sort(differences.begin(), differences.begin() + static_cast<std::ptrdiff_t>(few),
+                      differences.end());
+    std::vector<size_t> servers;
+    for (size_t i = 0; i < few; ++i) servers.push_back(differences[i].second);
+    return servers;
+  }
+
+  // From the server most above its bound or to the one most below. Returns whether there was a way.
+  bool MoveSome() {
+    size_t heaviest = 0, lightest = 0;
+    double most = 0, least = 0;  // ratios of the load to the bound, less one
+    mean_ = Mean();
+    for (size_t s = 0; s < servers_.size(); ++s) {
+      if (pool_.speed[s] <= 0 || mean_ <= 0) continue;
+      const double load = servers_[s].load;
+      if (load / High(s) - 1 > most) most = load / High(s) - 1, heaviest = s;
+      if (load / Low(s) - 1 < least) least = load / Low(s) - 1, lightest = s;
+    }
     Move best;
-    const auto consider = [&](size_t from) {
-      const double surplus = servers_[from].load - Target(from);
-      if (surplus <= 0) return;
-      for (size_t i = 0; i < servers_[from].parts.size(); ++i) {
-        ConsiderPart(lightest, from, i, std::min(surplus, need), &best);
-      }
-    };
-    if (!large) {
-    } else if (too_light) {
-      for (size_t from = 0; from < servers_.size(); ++from) consider(from);
-    } else {
-      consider(heaviest);
+    if (most > 0) {
+      for (const size_t s : MostDifferent(-1)) ConsiderPair(heaviest, s, &best);
     }
-    if (best.from < 0) best = SmallestMove(heaviest, lightest);
-    if (best.from < 0) return false;
-    const auto from = static_cast<size_t>(best.from);
-    const Part part = servers_[from].parts[best.part];
-    Remove(from, best.part);
-    if (part.begin < best.begin) Add(from, {part.document, part.begin, best.begin, 0});
-    if (best.end < part.end) Add(from, {part.document, best.end, part.end, 0});
-    Add(lightest, {part.document, best.begin, best.end, 0});
+    if (best.gain <= 0 && least < 0) {
+      for (const size_t s : MostDifferent(1)) ConsiderPair(s, lightest, &best);
+    }
+    if (best.gain <= 0) return false;
+    const Part part = servers_[best.from].parts[best.part];
+    Remove(best.from, best.part);
+    Add(best.from, part.document, part.begin, best.begin);
+    Add(best.from, part.document, best.end, part.end);
+    Add(best.to, part.document, best.begin, best.end);
     return true;
   }
 
+  // Of the squared mean.
+  static constexpr double kLeastGain = 1e-9;
+
   const AttentionPool& pool_;
   const AttentionCost& cost_;
-  const DisaggregationOptions& options_;
+  const int64_t shard_;
+  const double tolerance_;
+  std::vector<SharedDocument> shared_;
+  std::vector<KeptDocument> kept_documents_;
   std::vector<Server> servers_;
-  double total_load_ = 0;
-  double total_speed_ = 0;
+  double total_load_ = 0, total_speed_ = 0;
+  std::vector<std::vector<int64_t>> ranges_;  // ends of the shares of each shared document
+  std::vector<double> kept_;                  // seconds of each server that are not shared
+  std::vector<double> loads_, factors_;
+  double mean_ = 0;
 };
 
 }  // namespace
 
-std::vector<ServerTask> BalanceTasks(const AttentionPool& pool, const AttentionCost& cost,
-                                     const DisaggregationOptions& options) {
-  return Balancer(pool, cost, options).Run();
+std::vector<ServerTask> CutToTasks(const AttentionPool& pool, const AttentionCost& cost,
+                                   const DisaggregationOptions& options, SharedWork work) {
+  return Balance(pool, cost, options, std::move(work)).Run();
 }
 
 }  // namespace evenkeel

@@ -66,10 +66,13 @@ std::vector<AttentionLink> LinksOf(const AttentionPool& pool, absl::Span<const S
     }
     if (end == tasks.size() || tasks[end].server != server) inbox.MoveTo(server, &links);
   }
-  std::sort(links.begin(), links.end(), [](const AttentionLink& a, const AttentionLink& b) {
-    return a.from != b.from ? a.from < b.from : a.to < b.to;
-  });
-  return links;
+  // By `to` so far; kept in that order within each `from`.
+  std::vector<size_t> next(static_cast<size_t>(pool.num_ranks) + 1, 0);
+  for (const AttentionLink& link : links) ++next[static_cast<size_t>(link.from) + 1];
+  for (size_t rank = 1; rank < next.size(); ++rank) next[rank] += next[rank - 1];
+  std::vector<AttentionLink> sorted(links.size());
+  for (const AttentionLink& link : links) sorted[next[static_cast<size_t>(link.from)]++] = link;
+  return sorted;
 }
 
 }  // namespace evenkeel

@@ -4,9 +4,15 @@
 #include <utility>
 
 #include "scheduler/attention_balance.h"
+#include "scheduler/attention_search.h"
+#include "scheduler/attention_shares.h"
 
 namespace evenkeel {
 namespace {
+
+// Of the tolerance, what shares use at first and what the search may use; the rest is left to
+// shards being coarse.
+constexpr double kOfTolerance = 0.6, kOfToleranceInSearch = 0.85;
 
 // Sorts tasks, and joins those of a document that touch on a server.
 void Normalize(std::vector<ServerTask>* tasks) {
@@ -52,7 +58,9 @@ DisaggregationPlan PlanOf(const AttentionPool& pool, const AttentionCost& cost,
 
 DisaggregationPlan PlanDisaggregation(const AttentionPool& pool, const AttentionCost& cost,
                                       const DisaggregationOptions& options) {
-  return PlanOf(pool, cost, BalanceTasks(pool, cost, options));
+  SharedWork work = ShareDocuments(pool, cost, kOfTolerance * options.tolerance);
+  LowerTraffic(pool, options.shard_tokens, kOfToleranceInSearch * options.tolerance, &work);
+  return PlanOf(pool, cost, CutToTasks(pool, cost, options, std::move(work)));
 }
 
 DisaggregationPlan PlanInPlace(const AttentionPool& pool, const AttentionCost& cost) {

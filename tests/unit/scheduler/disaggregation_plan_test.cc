@@ -204,8 +204,8 @@ void ExpectBalance(const AttentionPool& pool, const AttentionCost& cost,
   }
   for (size_t s = 0; s < plan.load.size(); ++s) {
     const double target = total * pool.speed[s] / speed;
-    EXPECT_LE(plan.load[s], std::max(target * (1 + tolerance), target + 2 * costliest)) << s;
-    EXPECT_GE(plan.load[s], std::min(target / (1 + tolerance), target - 2 * costliest)) << s;
+    EXPECT_LE(plan.load[s], std::max(target * (1 + tolerance), target + 1.01 * costliest)) << s;
+    EXPECT_GE(plan.load[s], std::min(target / (1 + tolerance), target - 1.01 * costliest)) << s;
   }
 }
 

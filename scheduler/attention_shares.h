@@ -1,0 +1,44 @@
+// How much of which document every server computes: the first half of PlanDisaggregation. Where in
+// the document, the second half decides (scheduler/attention_order.h). Pure and deterministic.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/attention_cost.h"
+#include "scheduler/attention_pool.h"
+
+namespace evenkeel {
+
+// What a server computes of a document, in seconds of a server of speed 1.
+struct DocumentShare {
+  int32_t server = 0;
+  double seconds = 0;
+};
+
+// A document that is computed elsewhere than it lies, or by several.
+struct SharedDocument {
+  int32_t document = 0;
+  std::vector<DocumentShare> shares;  // in the order of the queries; one a server
+};
+
+// A small document that its owner computes.
+struct KeptDocument {
+  int32_t document = 0;
+  int32_t owner = 0;
+  double seconds = 0;
+};
+
+struct SharedWork {
+  // Those that several hold, or that are large, or do not stay with their owner.
+  std::vector<SharedDocument> documents;
+  std::vector<KeptDocument> kept;
+  std::vector<double> load;  // [ranks] seconds of all that is left to a rank
+  double mean = 0;           // of the loads, per speed
+};
+
+// Divides the documents so that each server's load per speed is within 1 + `tolerance` of the mean,
+// either way, in as few shares as it can.
+SharedWork ShareDocuments(const AttentionPool& pool, const AttentionCost& cost, double tolerance);
+
+}  // namespace evenkeel
