@@ -13,7 +13,7 @@ namespace evenkeel {
 namespace {
 
 constexpr double kWidth = 960, kMargin = 24, kTextSize = 12;  // pixels
-constexpr double kHeadingRoom = 104, kPanelHeight = 170, kPanelGap = 58, kFootRoom = 56;
+constexpr double kHeadingRoom = 132, kPanelHeight = 170, kPanelGap = 58, kFootRoom = 56;
 constexpr double kNarrowest = 5;  // a bar that still has a gap beside it
 constexpr double kMiB = 1 << 20;
 

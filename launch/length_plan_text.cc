@@ -65,11 +65,11 @@ std::string BytesText(const LengthPlanReport& report) {
 std::string LengthPlanText(const LengthPlanReport& report) {
   const LengthPlanOptions& options = report.options;
   return absl::StrCat(
-      absl::StrFormat("%s: %d documents over %d servers of %d tokens; %d query and %d key heads of "
-                      "%d a server\n\n",
-                      options.lengths_file, report.pool.documents.size(), options.servers,
-                      options.tokens_per_server, report.num_heads, report.num_kv_heads,
-                      report.qk_size),
+      absl::StrFormat(
+          "%s: %d documents over %d servers of %d tokens; %d query and %d key/value heads "
+          "of size %d a server\n\n",
+          options.lengths_file, report.pool.documents.size(), options.servers,
+          options.tokens_per_server, report.num_heads, report.num_kv_heads, report.qk_size),
       BalanceText(report), "\n", BytesText(report), "\n",
       absl::StrFormat("%d messages in %d rounds; planned in %s ms, tolerance %g.\n",
                       report.num_links, report.num_rounds,

@@ -86,7 +86,7 @@ TEST(AttentionCost, RefusesWhatIsNoGrid) {
   EXPECT_EQ(message({1}, {4, 4}, {1, 1}), "kv_lens has 4 after 4; lengths have to ascend");
   EXPECT_EQ(message({1, 2}, {4, 8}, {1, 1, 1}),
             "seconds_per_pair has 3 numbers; 2 query lengths by 2 key lengths take 4");
-  EXPECT_EQ(message({1, 2}, {4, 8}, {1, 1, 1, 0}),
+  EXPECT_EQ(message({1, 2}, {4, 8}, {4, 3, 2, 0}),
             "seconds_per_pair is 0 for 2 queries and 8 keys; it has to be positive and finite");
   EXPECT_NE(message({1}, {4}, {nan}), "");
 }

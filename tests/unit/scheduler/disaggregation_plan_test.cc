@@ -267,6 +267,40 @@ TEST(PlanDisaggregation, OfOneTokenAndFewerDocumentsThanServers) {
   EXPECT_EQ(servers.size(), 5);
 }
 
+// A document over 8 of 32 owners, among short ones: its last query needs all its keys, of which an
+// owner has an eighth. That is nearly all that any server receives, and nobody else takes part than
+// who has to.
+TEST(PlanDisaggregation, SendsLittleOfALongDocument) {
+  const int64_t tokens = 16384;
+  std::vector<int64_t> lengths(24 * tokens / 4096, 4096);
+  lengths.insert(lengths.begin() + 20, 8 * tokens);
+  const AttentionPool pool = LayInOrder(lengths, std::vector<int64_t>(32, tokens));
+  const auto plan = PlanDisaggregation(pool, AttentionCost::PerPair(1), {.tolerance = 0.02});
+  ExpectBytes(pool, plan);
+  const int64_t received = *std::max_element(plan.recv_bytes.begin(), plan.recv_bytes.end());
+  EXPECT_LT(received, 1.1 * 7 * tokens * pool.bytes.kv);
+  const int64_t sent = *std::max_element(plan.send_bytes.begin(), plan.send_bytes.end());
+  EXPECT_LT(sent, 1.1 * 31 * tokens * pool.bytes.kv);
+}
+
+// Where shards are fine, both bounds hold as they are.
+TEST(PlanDisaggregation, KeepsWithinTheTolerance) {
+  Draw draw(5);
+  std::vector<int64_t> lengths;
+  int64_t left = 64 * 65536;
+  while (left > 0) {
+    lengths.push_back(std::min(left, draw.OneIn(20) ? draw(65536, 524288) : draw(100, 20000)));
+    left -= lengths.back();
+  }
+  const AttentionPool pool = LayInOrder(lengths, std::vector<int64_t>(64, 65536));
+  for (const double tolerance : {0.01, 0.02, 0.05, 0.15}) {
+    const auto plan = PlanDisaggregation(pool, AttentionCost::PerPair(1), {.tolerance = tolerance});
+    const double mean = std::accumulate(plan.load.begin(), plan.load.end(), 0.0) / 64;
+    EXPECT_LE(*std::max_element(plan.load.begin(), plan.load.end()) / mean, 1 + tolerance);
+    EXPECT_LE(mean / *std::min_element(plan.load.begin(), plan.load.end()), 1 + tolerance);
+  }
+}
+
 TEST(PlanDisaggregation, OfNoQueries) {
   AttentionPool pool = LayInOrder({1000, 50}, {1050, 0});
   for (PooledDocument& document : pool.documents) document.q_begin = document.length;
