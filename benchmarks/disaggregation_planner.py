@@ -40,6 +40,8 @@ from document_mixes import batches
 
 K = 1024
 LLAMA_8B, LLAMA_34B = "configs/llama3_8b.yaml", "configs/llama_34b.yaml"
+# As in the paper; the public 34B has 8.
+SETTINGS = {LLAMA_8B: [], LLAMA_34B: ["--set", "model.num_kv_heads=16"]}
 # mix, config, context, servers, tokens a server
 ROWS = [
     ("pretrain", LLAMA_8B, 128 * K, 8, 64 * K),
@@ -214,8 +216,7 @@ def ours(options, lengths, row, tolerance):
         output = subprocess.run(
             [options.evenkeel, "plan", "--lengths", file.name, "--servers", str(servers),
              "--tokens-per-server", str(tokens), "--model", config, "--set", "parallel.tp=8",
-             "--set", "parallel.pp=1", "--set", "parallel.cp=1", "--placement", options.placement,
-             "--tolerance", str(tolerance), "--json"],
+             *SETTINGS[config], "--placement", options.placement, "--tolerance", str(tolerance), "--json"],
             check=True, stdout=subprocess.PIPE, text=True).stdout
     plan = json.loads(output)
     pieces = [[(p["owner"], p["begin"], p["begin"] + p["length"]) for p in document["pieces"]]

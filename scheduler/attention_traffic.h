@@ -2,6 +2,7 @@
 // shares move: the measure that the search of PlanDisaggregation lowers. Pure and deterministic.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,9 @@ class AttentionTraffic {
   // Takes a document's traffic in or out.
   void Add(const SharedDocument& document) { Change(document, 1); }
   void Remove(const SharedDocument& document) { Change(document, -1); }
+
+  double send(int32_t rank) const { return ranks_[static_cast<size_t>(rank)].send; }
+  double recv(int32_t rank) const { return ranks_[static_cast<size_t>(rank)].recv; }
 
   // Bytes to which the busiest ranks are compared: the most that any sends and receives now.
   void SetScale();

@@ -293,11 +293,20 @@ TEST(PlanDisaggregation, KeepsWithinTheTolerance) {
     left -= lengths.back();
   }
   const AttentionPool pool = LayInOrder(lengths, std::vector<int64_t>(64, 65536));
+  const auto grid = AttentionCost::Grid({128, 1024, 16384}, {128, 8192, 131072},
+                                        {3, 2, 1.7, 2.5, 1.5, 1.4, 2.5, 1.4, 1.3});
+  ASSERT_TRUE(grid.ok());
   for (const double tolerance : {0.01, 0.02, 0.05, 0.15}) {
-    const auto plan = PlanDisaggregation(pool, AttentionCost::PerPair(1), {.tolerance = tolerance});
-    const double mean = std::accumulate(plan.load.begin(), plan.load.end(), 0.0) / 64;
-    EXPECT_LE(*std::max_element(plan.load.begin(), plan.load.end()) / mean, 1 + tolerance);
-    EXPECT_LE(mean / *std::min_element(plan.load.begin(), plan.load.end()), 1 + tolerance);
+    std::vector<size_t> tasks;
+    for (const AttentionCost& cost : {AttentionCost::PerPair(1), *grid}) {
+      const auto plan = PlanDisaggregation(pool, cost, {.tolerance = tolerance});
+      const double mean = std::accumulate(plan.load.begin(), plan.load.end(), 0.0) / 64;
+      EXPECT_LE(*std::max_element(plan.load.begin(), plan.load.end()) / mean, 1 + tolerance);
+      EXPECT_LE(mean / *std::min_element(plan.load.begin(), plan.load.end()), 1 + tolerance);
+      tasks.push_back(plan.tasks.size());
+    }
+    // A measured cost makes ranges longer and shorter, not more of them.
+    EXPECT_LE(tasks[1], tasks[0] + 5);
   }
 }
 
