@@ -9,8 +9,7 @@
 namespace evenkeel {
 namespace {
 
-// Heaviest over mean of the loads, of the ranks that serve.
-double Imbalance(absl::Span<const double> speed, const std::vector<double>& load) {
+void AddLoads(absl::Span<const double> speed, const std::vector<double>& load, PoolLayer& layer) {
   double most = 0, sum = 0, speeds = 0;
   for (size_t r = 0; r < load.size(); ++r) {
     if (speed[r] <= 0) continue;
@@ -18,7 +17,8 @@ double Imbalance(absl::Span<const double> speed, const std::vector<double>& load
     sum += load[r];
     speeds += speed[r];
   }
-  return sum > 0 ? most * speeds / sum : 1;
+  layer.heaviest_load += most;
+  layer.mean_load += sum / speeds;
 }
 
 class TickPlanner {
@@ -75,7 +75,7 @@ class TickPlanner {
                                           ? PlanInPlace(pool_, cost)
                                           : PlanDisaggregation(pool_, cost, options_.plan);
       layer->nano[n] = MakeServerExchange(pool_, plan, rank_, options_.has_residents);
-      layer->heaviest_load = std::max(layer->heaviest_load, Imbalance(options_.speed, plan.load));
+      AddLoads(options_.speed, plan.load, *layer);
     }
     int64_t first_rows = 0;
     for (const PooledBatch& batch : batches) {

@@ -41,8 +41,11 @@ struct PoolPlanOptions {
 // batch 0 is the first.
 struct PoolLayer {
   ServerExchange nano[2];
-  KeyGradientList sums[2];   // of rows of the first and of the second nano-batch
-  double heaviest_load = 0;  // of any rank over the mean of those that serve, both nano-batches
+  KeyGradientList sums[2];  // of rows of the first and of the second nano-batch
+  // Sums over the two nano-batches, per speed: of the heaviest rank of each, and of the mean of
+  // those that serve.
+  double heaviest_load = 0;
+  double mean_load = 0;
 
   // Made by Prepare.
   RowSegments segments[2];

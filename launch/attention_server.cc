@@ -93,7 +93,7 @@ absl::Status AttentionServer::Serve(int64_t step) {
   const double exposed = rank_.gpu_comm == nullptr ? waited : rank_.gpu_comm->TakeExposedSeconds();
   EK_ASSIGN_OR_RETURN(const PoolLoads loads, GatherLoads(rank_.comm, plan_, times[0], times[1],
                                                          mesh_->log().TakeSentBytes(), exposed));
-  if (rank_.context.cuda == nullptr) planner_->Learn(loads.loads);
+  if (rank_.context.cuda == nullptr && plan_.learns_speeds) planner_->Learn(loads.loads);
   return absl::OkStatus();
 }
 

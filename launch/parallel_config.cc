@@ -92,6 +92,10 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
                  absl::StrCat("'", servers, "' is neither in_place nor a number of ranks"));
     return;
   }
+  fields.Enum("attention_speeds", &config.attention_learns_speeds,
+              "disaggregated: servers are taken to be equally fast, or as fast as was measured in "
+              "the steps before (on CPUs), where runs are then no longer the same to the bit",
+              {{"equal", false}, {"measured", true}});
   fields.Float("attention_tolerance", &config.attention_tolerance,
                "disaggregated: how far the load of an attention server may be from the mean", 0.001,
                100);
@@ -158,6 +162,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
     if (!has_softmax) plan.context.softmax = SoftmaxExchange::kGather;  // nothing to pool
     plan.disaggregation = {config.attention_tolerance, config.attention_shard};
     plan.ping_pong = config.ping_pong;
+    plan.learns_speeds = config.attention_learns_speeds;
   }
   plan.context.states = config.linear_attention;
   const bool zigzag =

@@ -33,6 +33,7 @@ struct ParallelConfig {
   SplitPolicy split = SplitPolicy::kAuto;
   // With attention: disaggregated.
   int attention_servers = 0;  // dedicated ranks a tensor-parallel place; 0: those of the mesh
+  bool attention_learns_speeds = false;
   double attention_tolerance = 0.05;
   int64_t attention_shard = 128;
   bool ping_pong = true;
@@ -51,7 +52,8 @@ struct ParallelPlan {
   ContextStrategy context;
   DisaggregationOptions disaggregation;  // where attention is pooled
   bool ping_pong = true;
-  int num_dedicated = 0;  // attention servers beside the mesh, a tensor-parallel place
+  bool learns_speeds = false;  // plans follow what servers measured
+  int num_dedicated = 0;       // attention servers beside the mesh, a tensor-parallel place
 
   // Ranks beyond those of the mesh are dedicated servers, tensor-parallel places in turn.
   int num_ranks() const { return static_cast<int>(mesh.num_ranks()) + num_dedicated * mesh.tp; }

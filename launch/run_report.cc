@@ -57,7 +57,9 @@ void RunReport::Step(const StepMetrics& m) {
                                      {"memory", m.memory_bytes}};
   if (const AttentionMetrics& a = m.attention; a.servers > 0) {
     values.push_back({"attention_planned_imbalance", a.planned_imbalance});
-    values.push_back({"attention_imbalance", a.measured_imbalance});
+    if (a.measured_imbalance > 0) {
+      values.push_back({"attention_imbalance", a.measured_imbalance});
+    }
     values.push_back({"exposed_comm_share", a.exposed_share});
     values.push_back({"most_sent_bytes", a.most_sent_bytes});
     values.push_back({"planning_ms", a.planning_seconds * 1e3});

@@ -17,10 +17,12 @@ namespace evenkeel {
 
 // Of disaggregated attention in a step.
 struct AttentionMetrics {
-  int servers = 0;                // 0: attention is not disaggregated
-  double planned_imbalance = 1;   // heaviest over mean load of any layer's plan, by the cost model
-  double measured_imbalance = 1;  // of the servers' time in the kernel, over the step
-  double planning_seconds = 0;    // on a thread, beside the step before
+  int servers = 0;  // 0: attention is not disaggregated
+  // Heaviest over mean load: by the cost model, sums over the step's layers and nano-batches; and
+  // of the servers' time in the kernel over the step, 0 where that is not known.
+  double planned_imbalance = 1;
+  double measured_imbalance = 0;
+  double planning_seconds = 0;       // on a thread, beside the step before
   double planning_wait_seconds = 0;  // that this step waited for it
   double most_sent_bytes = 0;        // by any rank, over all axes
   double exposed_share = 0;          // of the step, the mean over the ranks

@@ -242,11 +242,14 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
   attention_.servers = plan_.pool().num_ranks();
   attention_.planning_seconds = step.planning_seconds;
   attention_.planning_wait_seconds = attention_planner_->waited_seconds();
+  double heaviest = 0, mean = 0;
   for (const PoolTick& tick : step.ticks) {
-    for (const auto& layer : tick.layers) {
-      attention_.planned_imbalance = std::max(attention_.planned_imbalance, layer->heaviest_load);
+    for (size_t number = 0; number < tick.layer_of.size(); ++number) {
+      heaviest += tick.layer(number).heaviest_load;
+      mean += tick.layer(number).mean_load;
     }
   }
+  attention_.planned_imbalance = mean > 0 ? heaviest / mean : 1;
   const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), {.overlaps = plan_.ping_pong}};
   return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
 }
@@ -259,9 +262,10 @@ absl::Status Trainer::ShareServerLoads(const StepResult& result) {
                                   result.sent_bytes, result.exposed_comm_seconds));
   attention_.most_sent_bytes = pool.most_sent_bytes;
   attention_.exposed_share = pool.exposed_seconds;  // a share once the step's seconds are known
-  attention_.measured_imbalance = MeasuredImbalance(pool.loads);
   // On a GPU the host does not know how long kernels take.
-  if (context_.cuda == nullptr) attention_planner_->Learn(pool.loads);
+  if (context_.cuda != nullptr) return absl::OkStatus();
+  attention_.measured_imbalance = MeasuredImbalance(pool.loads);
+  if (plan_.learns_speeds) attention_planner_->Learn(pool.loads);
   return absl::OkStatus();
 }
 

@@ -23,7 +23,12 @@ class BackwardWalk {
         nanos_(pass.layout),
         scope_(access.context->arena) {
     const Shape projection{pass.layout.shards.num_tokens(), ProjectionWidth(model.block_specs())};
-    projections_ = AlternatingRows(*access.context, projection);
+    for (const BlockActivations& saved : pass.saved) {
+      // What the forward pass did not keep is computed again.
+      if (!saved.proj.empty() || saved.core.lse.empty()) continue;
+      projections_ = AlternatingRows(*access.context, projection);
+      break;
+    }
     gradients_ = AlternatingRows(*access.context, projection);
     dout_ = Workspace(*access.context, {pass.layout.shards.num_tokens(), access.heads.out_width()});
     servers_.emplace(access, tick);

@@ -35,6 +35,8 @@ class VolumeCount {
         AddStates(layer, tokens, forwards);
       } else if (layer.block_size > 0 || layout_.context.softmax == SoftmaxExchange::kGather) {
         AddGather(layer, tokens, forwards);
+      } else if (layout_.pools_attention()) {
+        continue;  // what documents make of it: `evenkeel plan --lengths`
       } else if (layout_.context.softmax == SoftmaxExchange::kRing) {
         AddRing(layer, tokens, forwards);
       } else {

@@ -5,8 +5,6 @@
 namespace evenkeel {
 namespace {
 
-// The backward kernels' own, for queries of `heads` heads: on the CPU two statistics each, on a GPU
-// dq in float32 besides.
 int64_t BackwardScratch(const LayerShape& layer, int64_t queries, int64_t heads,
                         const ComputeShape& compute) {
   if (!layer.has_lse) return 0;
@@ -24,6 +22,11 @@ GatheredBytes Gathered(const LayerShape& layer, const MicroBatchTokens& tokens, 
                        const ComputeShape& compute) {
   const int64_t row = layer.kv_width() * compute.element_bytes;
   return {tokens.all * row, (tokens.all + mine) * row};
+}
+
+// Without a plan, as in evaluation, what is disaggregated gathers.
+bool GathersKeys(const RankLayout& layout) {
+  return layout.context.softmax == SoftmaxExchange::kGather || layout.pools_attention();
 }
 
 int64_t RingRows(const MicroBatchTokens& tokens) {
@@ -50,6 +53,10 @@ int64_t StateBuffers(const RankLayout& layout, int64_t mine, int64_t all) {
 
 }  // namespace
 
+int64_t CoreBackwardScratch(const LayerShape& layer, int64_t queries, const ComputeShape& compute) {
+  return BackwardScratch(layer, queries, layer.num_heads, compute);
+}
+
 int64_t CoreForwardBytes(const LayerShape& layer, const RankLayout& layout,
                          const MicroBatchTokens& tokens, const ComputeShape& compute) {
   if (layout.mesh.cp == 1) return 0;
@@ -59,7 +66,7 @@ int64_t CoreForwardBytes(const LayerShape& layer, const RankLayout& layout,
     const int64_t travelling = StateBuffers(layout, tokens.pieces_after, tokens.all_pieces_after);
     return (tokens.pieces_after + travelling) * layer.state_size() * wide;
   }
-  if (layer.block_size > 0 || layout.context.softmax == SoftmaxExchange::kGather) {
+  if (layer.block_size > 0 || GathersKeys(layout)) {
     const GatheredBytes gathered = Gathered(layer, tokens, mine, compute);
     return gathered.packed + gathered.meanwhile;
   }
@@ -81,7 +88,7 @@ int64_t CoreBackwardBytes(const LayerShape& layer, const RankLayout& layout,
     const int64_t travelling = StateBuffers(layout, tokens.pieces_before, tokens.all_pieces_before);
     return (tokens.pieces_before + tokens.pieces_after + travelling) * layer.state_size() * wide;
   }
-  if (layer.block_size > 0 || layout.context.softmax == SoftmaxExchange::kGather) {
+  if (layer.block_size > 0 || GathersKeys(layout)) {
     const GatheredBytes gathered = Gathered(layer, tokens, mine, compute);
     const int64_t row = layer.kv_width() * (layer.is_relu() ? element : wide);
     const int64_t gradients = tokens.all * row, on_the_way = (tokens.all + mine) * row;

@@ -9,6 +9,10 @@
 
 namespace evenkeel {
 
+// The backward kernels' own, for queries of this rank's heads: on the CPU two statistics each, on a
+// GPU dq in float32 besides.
+int64_t CoreBackwardScratch(const LayerShape& layer, int64_t queries, const ComputeShape& compute);
+
 // Bytes at the peak, besides inputs, outputs and what is saved.
 int64_t CoreForwardBytes(const LayerShape& layer, const RankLayout& layout,
                          const MicroBatchTokens& tokens, const ComputeShape& compute);

@@ -59,8 +59,8 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
     of_chunk.push_back(PassMemoryOf(shape, chunk, layout, tokens, compute, recompute));
   }
   std::vector<PassMemory> of_slot;
-  for (const PassEvent& event :
-       PassEvents(layout.mesh, layout.coord.pp, num_chunks, micro_batches)) {
+  for (const PassEvent& event : PassEvents(layout.mesh, layout.coord.pp, num_chunks, micro_batches,
+                                           layout.pools_attention())) {
     const auto slot = static_cast<size_t>(event.slot);
     if (slot >= of_slot.size()) of_slot.resize(slot + 1);
     const PassMemory& pass = of_chunk[static_cast<size_t>(event.chunk)];
@@ -70,6 +70,11 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
   for (const PassMemory& slot : of_slot) {
     plan.activations += slot.kept;
     plan.workspace += slot.peak - slot.kept;
+  }
+  if (layout.pools_attention()) {
+    int64_t pool = 0;
+    for (const PassMemory& pass : of_chunk) pool = std::max(pool, pass.pool);
+    plan.workspace += pool;
   }
   if (layout.mesh.pp > 1 && !(shape.is_first && num_chunks == 1)) {
     const int64_t rows =

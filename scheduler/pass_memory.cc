@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "parallel/sequence_layout.h"
 #include "scheduler/core_memory.h"
 #include "scheduler/memory_meter.h"
 
@@ -28,7 +29,7 @@ class PassReplay {
         tp_(layout.mesh.tp),
         mine_(tokens.mine(layout)),
         stream_(StreamRows(mine_, compute.token_chunk, tp_, layout.coord.tp)),
-        chunk_(std::min(compute.token_chunk, mine_)),
+        chunk_(std::min(compute.token_chunk, layout.pools_attention() ? FirstHalf(mine_) : mine_)),
         width_(shape.hidden_size) {}
 
   PassMemory Run(int chunk) {
@@ -52,12 +53,15 @@ class PassReplay {
       meter_.Release(marks[static_cast<size_t>(layer - layers.begin)]);
     }
     if (begins) Travel();
-    return {kept, meter_.peak()};
+    return {kept, meter_.peak(), PoolBytes()};
   }
 
  private:
   const LayerShape& LayerOf(int64_t layer) const {
     return shape_.layers[static_cast<size_t>(layer)];
+  }
+  bool IsPooled(const LayerShape& layer) const {
+    return layout_.pools_attention() && !layer.is_linear && layer.block_size == 0;
   }
   bool keeps_norms() const { return compute_.is_gpu && recompute_ == RecomputePlan::kNone; }
   bool keeps_mlp() const { return recompute_ == RecomputePlan::kNone; }
@@ -78,7 +82,9 @@ class PassReplay {
   }
 
   void KeepAttention(const LayerShape& layer) {
-    Add(mine_ * (layer.projection_width + layer.out_width));
+    // Of a pooled layer the output is kept and, with kLayer, the projection is not.
+    const bool has_projection = !IsPooled(layer) || recompute_ != RecomputePlan::kLayer;
+    Add(mine_ * ((has_projection ? layer.projection_width : 0) + layer.out_width));
     if (layer.has_lse) AddWide(mine_ * layer.num_heads);
     if (layer.is_linear && layout_.mesh.cp > 1) {
       AddWide(tokens_.pieces_before * layer.state_size());
@@ -98,7 +104,7 @@ class PassReplay {
       const MeterScope activated(meter_);
       Add(mine_ * layer.out_width);
     }
-    meter_.Add(CoreForwardBytes(layer, layout_, tokens_, compute_));
+    if (!IsPooled(layer)) meter_.Add(CoreForwardBytes(layer, layout_, tokens_, compute_));
   }
 
   // What enters the output projection, and, where it is made of a norm and a gate, the norm.
@@ -122,11 +128,12 @@ class PassReplay {
       Add(chunk_ * (keeps_mlp() ? 1 : 3) * layer.intermediate_size);
       AddTravel(3);
     }
-    if (recompute_ == RecomputePlan::kLayer) meter_.Release(before);
+    if (recompute_ == RecomputePlan::kLayer && !IsPooled(layer)) meter_.Release(before);
   }
 
   void Backward(const LayerShape& layer) {
     const MeterScope scope(meter_);
+    if (IsPooled(layer)) return PooledBackward(layer);
     if (recompute_ == RecomputePlan::kLayer) {
       KeepAttention(layer);
       AttentionForward(layer);
@@ -147,6 +154,40 @@ class PassReplay {
     if (!keeps_norms()) AddChunkedRows(chunk_);
     AddChunkedRows(chunk_);
     AddTravel(2);
+  }
+
+  // Gradients of projections and of the output are in the pool's arena.
+  void PooledBackward(const LayerShape& layer) {
+    PostAttentionBackward(layer);
+    {
+      const MeterScope scope(meter_);
+      Add(mine_ * layer.copied_qk_width);
+    }
+    if (!keeps_norms()) AddChunkedRows(chunk_);
+    AddChunkedRows(chunk_);
+    AddTravel(2);
+  }
+
+  // The backward pass needs more than the forward pass.
+  int64_t PoolBytes() const {
+    int64_t most = 0;
+    for (const LayerShape& layer : shape_.layers) {
+      if (!IsPooled(layer)) continue;
+      const int64_t projections = recompute_ == RecomputePlan::kLayer ? 4 : 2;
+      int64_t elements = mine_ * (projections * layer.projection_width + layer.out_width);
+      int64_t wide = 0;
+      // Sent, and held as a server: queries with out and dout, and dq.
+      const int64_t q_width = layer.num_heads * layer.qk_size;
+      elements += 2 * mine_ * (2 * q_width + 2 * layer.out_width);
+      wide += 2 * mine_ * layer.num_heads;
+      const int64_t key_rows = 3 * mine_ + (layout_.mesh.cp > 1 ? tokens_.all - mine_ : 0);
+      elements += key_rows * layer.kv_width();
+      wide += (key_rows + mine_) * layer.kv_width();
+      const int64_t bytes = elements * compute_.element_bytes + wide * compute_.wide_bytes +
+                            CoreBackwardScratch(layer, mine_, compute_);
+      most = std::max(most, bytes);
+    }
+    return most;
   }
 
   void PostAttentionBackward(const LayerShape& layer) {

@@ -18,6 +18,8 @@ struct RankLayout {
   ContextStrategy context;
   int key_value_copies = 1;  // tensor-parallel ranks that hold the same key/value head
 
+  // Whether softmax attention is computed by the servers of a pool, in nano-batches.
+  bool pools_attention() const { return context.softmax == SoftmaxExchange::kDisaggregated; }
   // The ranks with the same parameters, and this rank's place among them.
   int data_ranks() const { return mesh.dp * mesh.cp; }
   int data_place() const { return coord.dp * mesh.cp + coord.cp; }

@@ -1,9 +1,11 @@
 #include "scheduler/stage_order.h"
 
+#include "parallel/phase_schedule.h"
+
 namespace evenkeel {
 
 std::vector<PassEvent> PassEvents(const MeshShape& mesh, int pp_rank, int num_chunks,
-                                  int64_t micro_batches) {
+                                  int64_t micro_batches, bool same_phase) {
   std::vector<PassEvent> events;
   if (mesh.pp == 1) {
     for (int64_t i = 0; i < micro_batches; ++i) {
@@ -14,7 +16,8 @@ std::vector<PassEvent> PassEvents(const MeshShape& mesh, int pp_rank, int num_ch
     return events;
   }
   const PipelineSchedule schedule =
-      InterleavedOneForwardOneBackward(mesh.pp, num_chunks, micro_batches);
+      same_phase ? SamePhaseSchedule(mesh.pp, micro_batches)
+                 : InterleavedOneForwardOneBackward(mesh.pp, num_chunks, micro_batches);
   const std::vector<PipelineAction>& actions = schedule.actions[static_cast<size_t>(pp_rank)];
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank);
   std::vector<int64_t> left(static_cast<size_t>(num_chunks), micro_batches);
@@ -29,7 +32,7 @@ std::vector<PassEvent> PassEvents(const MeshShape& mesh, int pp_rank, int num_ch
   for (size_t i = 0; i < actions.size(); ++i) {
     const PipelineAction& action = actions[i];
     begin(i);
-    if (i + 1 < actions.size() && slots[i + 1] != slots[i]) begin(i + 1);
+    if (!same_phase && i + 1 < actions.size() && slots[i + 1] != slots[i]) begin(i + 1);
     if (action.phase == PipelinePhase::kForward) {
       events.push_back({PassPhase::kForward, action.chunk, slots[i], false});
     } else {

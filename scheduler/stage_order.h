@@ -19,7 +19,8 @@ struct PassEvent {
   bool is_final = false;  // the last backward pass of the chunk in this step
 };
 
+// `same_phase`: as with disaggregated attention (models/pooled_run.cc).
 std::vector<PassEvent> PassEvents(const MeshShape& mesh, int pp_rank, int num_chunks,
-                                  int64_t micro_batches);
+                                  int64_t micro_batches, bool same_phase);
 
 }  // namespace evenkeel

@@ -146,10 +146,12 @@ class StoreReplay {
   std::vector<GradientSlot> gradient_slots_;
 };
 
-// The calls of models/model.cc.
+// The calls of models/model.cc, and of models/pooled_forward.cc and pooled_backward.cc, where a
+// layer whose attention is pooled stays open until the next one has begun.
 class PassReplay {
  public:
-  PassReplay(const ModelShape& shape, StoreReplay& store) : shape_(shape), store_(store) {}
+  PassReplay(const ModelShape& shape, bool pools_attention, StoreReplay& store)
+      : shape_(shape), pools_attention_(pools_attention), store_(store) {}
 
   void Run(const PassEvent& event) {
     switch (event.phase) {
@@ -163,6 +165,10 @@ class PassReplay {
   }
 
  private:
+  bool IsPooled(int64_t layer) const {
+    const LayerShape& of = shape_.layers[static_cast<size_t>(layer)];
+    return pools_attention_ && !of.is_linear && of.block_size == 0;
+  }
   static int UnitOf(int64_t layer) { return kFirstLayerUnit + static_cast<int>(layer); }
   int head_unit() const { return static_cast<int>(shape_.unit_begin.size()) - 2; }
   bool begins(int chunk) const { return shape_.is_first && chunk == 0; }
@@ -181,10 +187,18 @@ class PassReplay {
   void Forward(int chunk) {
     const ChunkShape layers = Layers(chunk);
     for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
+      if (!IsPooled(layer)) CloseForward();
       store_.AcquireWeights(UnitOf(layer));
       if (layer + 1 < layers.end) store_.PrefetchWeights(UnitOf(layer + 1));
-      store_.ReleaseWeights(UnitOf(layer));
+      CloseForward();
+      open_layer_ = layer;
+      if (!IsPooled(layer)) CloseForward();
     }
+    CloseForward();
+  }
+  void CloseForward() {
+    if (open_layer_ >= 0) store_.ReleaseWeights(UnitOf(open_layer_));
+    open_layer_ = -1;
   }
 
   void Loss() {
@@ -206,30 +220,44 @@ class PassReplay {
     }
     const ChunkShape layers = Layers(chunk);
     for (int64_t layer = layers.end; layer-- > layers.begin;) {
+      if (!IsPooled(layer)) CloseBackward(is_final);
       store_.AcquireWeights(UnitOf(layer));
       if (layer > layers.begin) store_.PrefetchWeights(UnitOf(layer - 1));
       store_.AcquireGradients(UnitOf(layer));
-      store_.ReleaseWeights(UnitOf(layer));
-      store_.ReleaseGradients(UnitOf(layer), is_final);
+      CloseBackward(is_final);
+      open_layer_ = layer;
+      if (!IsPooled(layer)) CloseBackward(is_final);
     }
+    CloseBackward(is_final);
     if (chunk > 0) return;
     if (begins(chunk)) store_.AcquireGradients(kEmbeddingUnit);
     store_.ReleaseGradients(kEmbeddingUnit, is_final);
     store_.ReleaseGradients(kExactUnit, is_final);
   }
 
+  void CloseBackward(bool is_final) {
+    if (open_layer_ >= 0) {
+      store_.ReleaseWeights(UnitOf(open_layer_));
+      store_.ReleaseGradients(UnitOf(open_layer_), is_final);
+    }
+    open_layer_ = -1;
+  }
+
   const ModelShape& shape_;
+  bool pools_attention_;
   StoreReplay& store_;
+  int64_t open_layer_ = -1;
 };
 
 }  // namespace
 
 UnitTraffic UnitTrafficOf(const ModelShape& shape, const RankLayout& layout,
                           int64_t micro_batches) {
-  const std::vector<PassEvent> events = PassEvents(
-      layout.mesh, layout.coord.pp, static_cast<int>(shape.chunks.size()), micro_batches);
+  const std::vector<PassEvent> events =
+      PassEvents(layout.mesh, layout.coord.pp, static_cast<int>(shape.chunks.size()), micro_batches,
+                 layout.pools_attention());
   StoreReplay store(shape, layout);
-  PassReplay passes(shape, store);
+  PassReplay passes(shape, layout.pools_attention(), store);
   // The first step finds no slots yet.
   UnitTraffic traffic;
   for (int step = 0; step < 2; ++step) {
