@@ -20,6 +20,7 @@ void AddEvalCommand(CLI::App& app, CommandBody* body);
 void AddGenerateCommand(CLI::App& app, CommandBody* body);
 void AddDataCommand(CLI::App& app, CommandBody* body);
 void AddPlanCommand(CLI::App& app, CommandBody* body);
+void AddSimulateCommand(CLI::App& app, CommandBody* body);
 void AddConfigCommand(CLI::App& app, CommandBody* body);
 void AddCheckpointCommand(CLI::App& app, CommandBody* body);
 void AddDoctorCommand(CLI::App& app, CommandBody* body);

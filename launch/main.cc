@@ -54,6 +54,7 @@ int Main(int argc, char** argv) {
   AddGenerateCommand(app, &body);
   AddDataCommand(app, &body);
   AddPlanCommand(app, &body);
+  AddSimulateCommand(app, &body);
   AddConfigCommand(app, &body);
   AddCheckpointCommand(app, &body);
   AddDoctorCommand(app, &body);

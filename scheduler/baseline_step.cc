@@ -1,0 +1,204 @@
+#include "scheduler/baseline_step.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "parallel/pipeline_schedule.h"
+#include "scheduler/nano_batches.h"
+
+namespace evenkeel {
+namespace {
+
+// Core attention of one layer, on the first of the ranks that share a document: its first and last
+// part. The others have as many pairs.
+double AttentionSeconds(const AttentionTime& time, int64_t length, int cp) {
+  if (cp == 1) return time.Seconds(length, length);
+  const int64_t parts = 2 * int64_t{cp};
+  const int64_t first = (length + parts - 1) / parts;
+  const int64_t last = length / parts;
+  return time.Seconds(first, first) + time.Seconds(last, length);
+}
+
+struct MicroBatchTime {
+  double forward_attention = 0, backward_attention = 0;  // seconds of one layer
+  double tokens = 0;                                     // of one rank
+};
+
+MicroBatchTime TimeOf(const StepCosts& costs, absl::Span<const int64_t> documents, int cp) {
+  MicroBatchTime time;
+  for (int64_t length : documents) {
+    time.forward_attention += AttentionSeconds(costs.forward, length, cp);
+    time.backward_attention += AttentionSeconds(costs.backward, length, cp);
+    time.tokens += static_cast<double>(length) / cp;
+  }
+  return time;
+}
+
+// What a rank computes and waits for in a pass of a micro-batch through a stage.
+struct PassTime {
+  double linear = 0;
+  double attention = 0;
+  double exposed = 0;
+
+  double seconds() const { return linear + attention + exposed; }
+};
+
+PassTime PassOf(const BaselineSetup& setup, const ClusterShape& cluster, const StepCosts& costs,
+                const MicroBatchTime& time, int stage, PipelinePhase phase) {
+  PassTime pass;
+  if (time.tokens <= 0) return pass;
+  const bool forward = phase == PipelinePhase::kForward;
+  const StageCost& cost = costs.stages[static_cast<size_t>(stage)];
+  const auto seconds = [forward](const TokenSeconds& token) {
+    return forward ? token.forward : token.backward;
+  };
+  double token_seconds = seconds(cost.tail);
+  for (const SoftmaxLayerCost& layer : cost.layers) {
+    token_seconds += seconds(layer.pre) + seconds(layer.post);
+  }
+  const auto layers = static_cast<double>(cost.layers.size());
+  // A layer's attention is one piece, what is between two of them another.
+  pass.linear = token_seconds * time.tokens + (layers + 1) * costs.piece_overhead;
+  const double attention = forward ? time.forward_attention : time.backward_attention;
+  pass.attention = layers * (attention + costs.piece_overhead);
+  // Keys and values are gathered forward, and perhaps backward; their gradients are scattered.
+  const double times = !forward && setup.gathers_again ? 2 : 1;
+  const double gather =
+      times * GatherSeconds(cluster, setup.tp, setup.cp,
+                            time.tokens * setup.cp * static_cast<double>(costs.token_bytes.kv));
+  pass.exposed = layers * (setup.hides_gathers ? std::max(0.0, gather - attention) : gather);
+  return pass;
+}
+
+// One replica's pipeline: returns when its last pass ends and adds up what stages compute.
+double RunReplica(const BaselineSetup& setup, const ClusterShape& cluster, const StepCosts& costs,
+                  absl::Span<const MicroBatchTime> micro_batches, absl::Span<SimBusy> busy) {
+  const PipelineSchedule schedule =
+      OneForwardOneBackward(setup.pp, static_cast<int64_t>(micro_batches.size()));
+  const auto at = [&](int stage, int64_t micro_batch) {
+    return static_cast<size_t>(stage) * micro_batches.size() + static_cast<size_t>(micro_batch);
+  };
+  const size_t passes = static_cast<size_t>(setup.pp) * micro_batches.size();
+  std::vector<double> forward_end(passes), backward_end(passes);
+  std::vector<double> free(static_cast<size_t>(setup.pp));
+  double last = 0;
+  for (const ActionIndex& place : DependencyOrder(schedule)) {
+    const PipelineAction& action =
+        schedule.actions[static_cast<size_t>(place.rank)][static_cast<size_t>(place.index)];
+    const MicroBatchTime& time = micro_batches[static_cast<size_t>(action.micro_batch)];
+    const PassTime pass = PassOf(setup, cluster, costs, time, place.rank, action.phase);
+    const int from = place.rank + (action.phase == PipelinePhase::kForward ? -1 : 1);
+    double ready = 0;
+    if (from >= 0 && from < setup.pp) {
+      const LinkRate& link = LinkBetween(cluster, setup.tp, from * setup.dp * setup.cp,
+                                         place.rank * setup.dp * setup.cp);
+      const std::vector<double>& end =
+          action.phase == PipelinePhase::kForward ? forward_end : backward_end;
+      ready = end[at(from, action.micro_batch)] + link.latency +
+              time.tokens * costs.stage_bytes / link.bytes_per_second;
+    }
+    double& stage_free = free[static_cast<size_t>(place.rank)];
+    stage_free = std::max(stage_free, ready) + pass.seconds();
+    (action.phase == PipelinePhase::kForward ? forward_end
+                                             : backward_end)[at(place.rank, action.micro_batch)] =
+        stage_free;
+    busy[static_cast<size_t>(place.rank)].linear += pass.linear;
+    busy[static_cast<size_t>(place.rank)].attention += pass.attention;
+    busy[static_cast<size_t>(place.rank)].message += pass.exposed;
+    last = std::max(last, stage_free);
+  }
+  return last;
+}
+
+std::vector<std::vector<int64_t>> PackBalanced(const BaselineSetup& setup, const StepCosts& costs,
+                                               size_t bins, absl::Span<const int64_t> documents) {
+  TokenSeconds token;
+  for (const StageCost& stage : costs.stages) {
+    for (const SoftmaxLayerCost& layer : stage.layers) {
+      token += layer.pre;
+      token += layer.post;
+    }
+  }
+  const auto layers = static_cast<double>(costs.stages.size() * costs.stages.front().layers.size());
+  const auto seconds = [&](int64_t length) {
+    return (token.forward + token.backward) * static_cast<double>(length) / setup.cp +
+           layers * (AttentionSeconds(costs.forward, length, setup.cp) +
+                     AttentionSeconds(costs.backward, length, setup.cp));
+  };
+  std::vector<int64_t> sorted(documents.begin(), documents.end());
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  const double tokens =
+      static_cast<double>(std::accumulate(sorted.begin(), sorted.end(), int64_t{0}));
+  const double room = setup.token_slack * tokens / static_cast<double>(bins);
+
+  std::vector<std::vector<int64_t>> packed(bins);
+  std::vector<double> load(bins), held(bins);
+  for (int64_t length : sorted) {
+    // The least loaded with room; if none has, the one with fewest tokens.
+    size_t best = bins, emptiest = 0;
+    for (size_t bin = 0; bin < bins; ++bin) {
+      if (held[bin] < held[emptiest]) emptiest = bin;
+      if (held[bin] + static_cast<double>(length) > room) continue;
+      if (best == bins || load[bin] < load[best]) best = bin;
+    }
+    if (best == bins) best = emptiest;
+    packed[best].push_back(length);
+    load[best] += seconds(length);
+    held[best] += static_cast<double>(length);
+  }
+  // Replicas get micro-batches of descending load in turn, there and back.
+  std::vector<size_t> order(bins);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return load[a] > load[b]; });
+  std::vector<std::vector<int64_t>> dealt(bins);
+  const auto dp = static_cast<size_t>(setup.dp);
+  const auto of_replica = static_cast<size_t>(setup.micro_batches);
+  for (size_t i = 0; i < bins; ++i) {
+    const size_t turn = i / dp;
+    const size_t replica = turn % 2 == 0 ? i % dp : dp - 1 - i % dp;
+    dealt[replica * of_replica + turn] = std::move(packed[order[i]]);
+  }
+  return dealt;
+}
+
+}  // namespace
+
+std::vector<std::vector<int64_t>> PackMicroBatches(const BaselineSetup& setup,
+                                                   const StepCosts& costs,
+                                                   absl::Span<const int64_t> documents) {
+  const size_t bins = static_cast<size_t>(setup.dp) * static_cast<size_t>(setup.micro_batches);
+  return setup.packing == BaselinePacking::kInOrder
+             ? CutEvenly(documents, static_cast<int64_t>(bins))
+             : PackBalanced(setup, costs, bins, documents);
+}
+
+SimulatedStep SimulatePacked(const BaselineSetup& setup, const ClusterShape& cluster,
+                             const StepCosts& costs,
+                             absl::Span<const std::vector<int64_t>> micro_batches) {
+  SimulatedStep step;
+  const auto of_replica = static_cast<size_t>(setup.micro_batches);
+  for (int replica = 0; replica < setup.dp; ++replica) {
+    std::vector<MicroBatchTime> times;
+    for (const auto& documents :
+         micro_batches.subspan(static_cast<size_t>(replica) * of_replica, of_replica)) {
+      times.push_back(TimeOf(costs, documents, setup.cp));
+    }
+    std::vector<SimBusy> busy(static_cast<size_t>(setup.pp));
+    step.seconds =
+        std::max(step.seconds, RunReplica(setup, cluster, costs, times, absl::MakeSpan(busy)));
+    for (const SimBusy& stage : busy) {
+      step.busy.insert(step.busy.end(), static_cast<size_t>(setup.cp), stage);
+    }
+  }
+  step.seconds += costs.step_seconds;
+  return step;
+}
+
+SimulatedStep SimulateBaseline(const BaselineSetup& setup, const ClusterShape& cluster,
+                               const StepCosts& costs, absl::Span<const int64_t> documents) {
+  return SimulatePacked(setup, cluster, costs, PackMicroBatches(setup, costs, documents));
+}
+
+}  // namespace evenkeel

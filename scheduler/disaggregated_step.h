@@ -1,0 +1,85 @@
+// A simulated training step with disaggregated core attention: the plans and the schedule that a
+// run executes, on the timeline of a cluster. Pure.
+//
+// The pool is all ranks of one tensor-parallel coordinate: stage by stage the owners of a
+// micro-batch, then dedicated servers. A tick of the pipeline goes through the layers of all stages
+// side by side; of each softmax layer and nano-batch
+//   pre       norm, projection to Q, K, V; packing                  compute stream of the owner
+//   dispatch  Q, K, V (backward dO, O, lse, Q, K, V) to servers     communication streams
+//   attend    a server's tasks                                      compute stream of the server
+//   return    out, lse (backward dQ, dK, dV)                        communication streams
+//   post      unpacking, projection, MLP; with the next layer's pre compute stream of the owner
+// In the ping-pong order of a rank, post and pre of nano-batch 0, of 1, attend of 0, of 1, messages
+// of one nano-batch pass while the other computes. Backward the second nano-batch goes first, since
+// queries of it have keys in the first.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "scheduler/cluster.h"
+#include "scheduler/disaggregation_plan.h"
+#include "scheduler/sim_timeline.h"
+#include "scheduler/step_costs.h"
+
+namespace evenkeel {
+
+enum class MessageMode {
+  kPingPong,   // messages beside computation
+  kOneStream,  // nothing beside anything
+  kSignal,     // messages of one byte: what a step took if bytes cost nothing
+};
+
+// In which order a rank computes the pieces of a layer.
+enum class PieceOrder {
+  kPingPong,          // post and pre of both nano-batches, then attend of both
+  kStaggered,         // a nano-batch's post and pre, then the other one's attend: dispatches pass
+                      // beside attention, returns beside nothing
+  kStaggeredForward,  // that forward, ping-pong backward, where much comes back
+};
+
+struct DisaggregatedSetup {
+  int pp = 1;
+  int replicas = 1;  // documents end at their bounds
+  int ranks = 1;     // of a replica, over which its tokens are laid
+  int tp = 1;
+  int servers = 0;           // dedicated ones, behind the owners
+  bool owners_serve = true;  // false: attention on dedicated servers alone
+  MessageMode mode = MessageMode::kPingPong;
+  PieceOrder order = PieceOrder::kPingPong;
+  DisaggregationOptions planning;
+  bool balance = true;  // false: every owner computes its own queries (tasks are not moved)
+
+  int owners_of_stage() const { return replicas * ranks; }
+  int num_owners() const { return pp * owners_of_stage(); }
+  int num_ranks() const { return num_owners() + servers; }
+};
+
+// What moves in the step, of the layers that a plan serves; forward, bytes of Q, K and V.
+struct PlanSummary {
+  int64_t plans = 0;
+  double heaviest = 1;     // load over the mean, the worst of all plans
+  double max_receive = 0;  // bytes, of any server in any plan
+  double max_send = 0;
+  double mean_receive = 0;      // of all servers and plans
+  double planning_seconds = 0;  // of the slowest plan: a wall clock's, unlike all else
+};
+
+struct SimulatedStep {
+  double seconds = 0;
+  std::vector<SimBusy> busy;  // by rank
+  PlanSummary plans;
+  std::vector<SimSpan> spans;  // if they were asked for
+};
+
+// `micro_batches`: lengths of the documents of each, of all replicas.
+SimulatedStep SimulateDisaggregated(const DisaggregatedSetup& setup, const ClusterShape& cluster,
+                                    const StepCosts& costs,
+                                    absl::Span<const std::vector<int64_t>> micro_batches,
+                                    bool record_spans = false);
+
+// Mean over ranks of the time in which nothing is computed, of the step.
+double IdleShare(const SimulatedStep& step);
+
+}  // namespace evenkeel
