@@ -17,6 +17,8 @@ struct DocumentPiece {
   int64_t begin = 0;
   int64_t length = 0;
   int64_t row = 0;  // of the first among the owner's rows
+
+  bool operator==(const DocumentPiece&) const = default;
 };
 
 struct PooledDocument {
