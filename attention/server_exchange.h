@@ -53,18 +53,18 @@ struct ServerExchange {
   RowRoute queries, keys;
   // Of this rank as a server, in rows of its server buffers.
   std::vector<AttentionTask> task_list;
-  double planned_seconds = 0;  // of the tasks, a layer, forward
+  double planned_seconds = 0;  // of the residents and the tasks, a layer, in the plan's phase
 
   // Gradients of keys come back into a buffer of num_returned() rows: first those of the send
   // buffer, then those this rank kept, in the order of keys.kept. A rank's rows of one piece that
-  // one server had:
+  // one server had, from the piece's beginning on:
   struct KeyInterval {
     int64_t row = 0;  // of this rank
     int64_t count = 0;
     int64_t returned = 0;  // row of that buffer
     int64_t order = 0;     // first query of the document that the server computed
   };
-  std::vector<KeyInterval> key_intervals;  // by (row, order)
+  std::vector<KeyInterval> key_intervals;  // by server, this rank last
   std::vector<RowRange> kept_returned;     // server buffer -> that buffer
   int64_t num_kept_keys = 0;
   int64_t num_returned() const { return keys.num_sent + num_kept_keys; }

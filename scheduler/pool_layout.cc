@@ -7,7 +7,7 @@
 namespace evenkeel {
 namespace {
 
-// The batch's pieces by (document, begin), each cut where the first half ends.
+// The batch's pieces by (document, begin). Those of one rank alone go over the middle.
 std::vector<std::pair<int64_t, DocumentPiece>> PiecesOf(const PooledBatch& batch) {
   const SequenceLayout layout = SequenceLayout::Make(SequenceSplit::kHalves, batch.cu_seqlens,
                                                      static_cast<int>(batch.ranks.size()));
