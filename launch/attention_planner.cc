@@ -18,6 +18,9 @@ double Now() {
 constexpr double kNoise = 0.05;
 // A server that seems to stand still is given something all the same, to be measured again.
 constexpr double kLeastSpeed = 1.0 / 64;
+// Where shards are too large for so little, it gets nothing, and nothing is measured: its speed
+// then grows by this a step, until something falls to it.
+constexpr double kRetry = 1.25;
 
 }  // namespace
 
@@ -66,20 +69,33 @@ PoolStep AttentionPlanner::Take(int64_t step) {
 }
 
 void AttentionPlanner::Learn(const std::vector<ServerLoad>& loads) {
-  double planned[2] = {0, 0}, seconds[2] = {0, 0};
+  // By phase, what servers did a second, each counted by its work: one that stands still then
+  // makes the others look hardly faster. The rates are rates[phase] / planned[phase].
+  double planned[2] = {0, 0}, rates[2] = {0, 0};
   for (const ServerLoad& load : loads) {
     for (int phase = 0; phase < 2; ++phase) {
+      if (load.planned[phase] <= 0 || load.seconds[phase] <= 0) continue;
       planned[phase] += load.planned[phase];
-      seconds[phase] += load.seconds[phase];
+      rates[phase] += load.planned[phase] * load.planned[phase] / load.seconds[phase];
     }
   }
+  double mean = 0, count = 0;  // speed of those that serve
+  for (const double speed : options_.speed) {
+    mean += speed;
+    count += speed > 0 ? 1 : 0;
+  }
+  mean /= std::max(count, 1.0);
   for (size_t r = 0; r < loads.size(); ++r) {
     if (options_.speed[r] <= 0) continue;
-    // What the work would have taken the servers together, over what it took this one.
+    if (loads[r].planned[0] + loads[r].planned[1] <= 0 && options_.speed[r] < mean) {
+      options_.speed[r] = std::min(mean, kRetry * options_.speed[r]);
+      continue;
+    }
+    // What the work would have taken at the mean rate, over what it took this one.
     double expected = 0, took = 0;
     for (int phase = 0; phase < 2; ++phase) {
       if (planned[phase] <= 0) continue;
-      expected += loads[r].planned[phase] * seconds[phase] / planned[phase];
+      expected += loads[r].planned[phase] * planned[phase] / rates[phase];
       took += loads[r].seconds[phase];
     }
     if (took <= 0 || expected <= 0) continue;

@@ -40,7 +40,7 @@ class AttentionPlanner {
 
   // Learns from what all servers measured in a step, the same on every rank, for plans that are
   // begun later: the speed of each follows how long it took for what was planned, half of the way
-  // a step, unless it is within the noise.
+  // a step, unless it is within the noise. That of a slow one without work rises slowly.
   void Learn(const std::vector<ServerLoad>& loads);
 
   const std::vector<double>& speed() const { return options_.speed; }
