@@ -1,0 +1,156 @@
+// A step's plans beside what takes part in each layer of each tick, worked out here once more.
+#include "attention/pool_step.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "scheduler/pool_layout.h"
+#include "tests/support/pool_draw.h"
+
+namespace evenkeel {
+namespace {
+
+using testing_support::PoolRandom;
+using Documents = std::vector<std::vector<std::vector<int64_t>>>;  // cu_seqlens by replica, batch
+
+std::vector<int64_t> Numbers(const ServerExchange& exchange) {
+  std::vector<int64_t> numbers;
+  const auto add = [&](std::initializer_list<int64_t> more) {
+    numbers.insert(numbers.end(), more.begin(), more.end());
+  };
+  for (const RowRoute* route : {&exchange.queries, &exchange.keys}) {
+    add({route->num_sent, route->num_held});
+    for (const auto* list : {&route->sent, &route->kept}) {
+      for (const RowRange& range : *list) add({range.from, range.to, range.count});
+    }
+    for (const auto* list : {&route->sends, &route->receives}) {
+      for (const RowMessage& message : *list) add({message.peer, message.begin, message.count});
+    }
+  }
+  for (const auto* list : {&exchange.resident_list, &exchange.task_list}) {
+    add({static_cast<int64_t>(list->size())});
+    for (const AttentionTask& task : *list) {
+      add({task.q_begin, task.q_len, task.kv_begin, task.kv_len});
+    }
+  }
+  return numbers;
+}
+
+std::vector<int64_t> Numbers(const KeyGradientList& list) {
+  std::vector<int64_t> numbers(list.terms);
+  for (const RowSegment& segment : list.segments) {
+    numbers.insert(numbers.end(),
+                   {segment.to, segment.count, segment.first_term, segment.num_terms});
+  }
+  return numbers;
+}
+
+// Who has a layer of this number in the tick: stages with a micro-batch and as many softmax layers.
+std::vector<PooledBatch> BatchesOf(const PoolShape& shape, const Documents& documents,
+                                   const PhaseTick& tick, int64_t number) {
+  std::vector<PooledBatch> batches;
+  const MeshShape& mesh = shape.mesh;
+  for (int pp = 0; pp < mesh.pp; ++pp) {
+    const int64_t before = tick.phase == PipelinePhase::kForward ? pp : mesh.pp - 1 - pp;
+    const int64_t at = tick.index - before;
+    if (at < 0 || at >= static_cast<int64_t>(documents[0].size())) continue;
+    if (shape.softmax_layers[static_cast<size_t>(pp)] <= number) continue;
+    for (int dp = 0; dp < mesh.dp; ++dp) {
+      PooledBatch batch{documents[static_cast<size_t>(dp)][static_cast<size_t>(at)], {}};
+      for (int cp = 0; cp < mesh.cp; ++cp) {
+        batch.ranks.push_back((pp * mesh.dp + dp) * mesh.cp + cp);
+      }
+      batches.push_back(std::move(batch));
+    }
+  }
+  return batches;
+}
+
+TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    PoolRandom draw(seed);
+    PoolShape shape;
+    shape.mesh = {.pp = static_cast<int>(draw(1, 3)),
+                  .dp = static_cast<int>(draw(1, 3)),
+                  .cp = static_cast<int>(draw(1, 3)),
+                  .tp = static_cast<int>(draw(1, 2))};
+    shape.num_dedicated = static_cast<int>(draw(0, 2));
+    for (int stage = 0; stage < shape.mesh.pp; ++stage) shape.softmax_layers.push_back(draw(0, 4));
+    Documents documents(static_cast<size_t>(shape.mesh.dp));
+    const int64_t micro_batches = draw(0, 4);
+    for (auto& replica : documents) {
+      for (int64_t m = 0; m < micro_batches; ++m) {
+        replica.push_back({0});
+        for (int64_t n = draw(0, 4); n > 0; --n) {
+          replica.back().push_back(replica.back().back() + draw(0, 80));
+        }
+      }
+    }
+    PoolPlanOptions options;
+    options.backward = AttentionCost::PerPair(2);
+    options.plan = {.tolerance = 0.1, .shard_tokens = 4};
+    options.bytes = {.q = 64, .kv = 64, .out = 64, .lse = 8, .kv_gradient = 64};
+    options.speed.assign(static_cast<size_t>(shape.num_ranks()), 1);
+    options.in_place = draw.OneIn(4);
+    options.has_residents = draw.OneIn(2);
+    const auto rank = static_cast<int>(draw(0, shape.num_ranks() - 1));
+    const PoolStep step = PlanPoolStep(shape, options, documents, rank);
+    const std::vector<PhaseTick> ticks = SamePhaseTicks(shape.mesh.pp, micro_batches);
+    ASSERT_EQ(step.ticks.size(), ticks.size());
+    const int64_t most =
+        *std::max_element(shape.softmax_layers.begin(), shape.softmax_layers.end());
+    for (size_t t = 0; t < ticks.size(); ++t) {
+      const PoolTick& tick = step.ticks[t];
+      ASSERT_EQ(tick.tick, ticks[t]);
+      ASSERT_EQ(tick.layer_of.size(), static_cast<size_t>(most));
+      const AttentionCost& cost =
+          ticks[t].phase == PipelinePhase::kForward ? options.forward : options.backward;
+      for (int64_t number = 0; number < most; ++number) {
+        const auto batches = BatchesOf(shape, documents, ticks[t], number);
+        const PoolLayer& layer = tick.layer(static_cast<size_t>(number));
+        ServerExchange expected[2];
+        double heaviest = 0;
+        for (int n = 0; n < 2; ++n) {
+          AttentionPool pool;
+          pool.num_ranks = shape.num_ranks();
+          pool.speed = options.speed;
+          pool.bytes = options.bytes;
+          FillPool(batches, n == 0 ? NanoBatch::kFirst : NanoBatch::kSecond, pool);
+          const DisaggregationPlan plan = options.in_place
+                                              ? PlanInPlace(pool, cost)
+                                              : PlanDisaggregation(pool, cost, options.plan);
+          expected[n] = MakeServerExchange(pool, plan, rank, options.has_residents);
+          ASSERT_EQ(Numbers(layer.nano[n]), Numbers(expected[n])) << "layer " << number;
+          ASSERT_EQ(layer.nano[n].planned_seconds, plan.load[static_cast<size_t>(rank)]);
+          double sum = 0, largest = 0;
+          for (const double load : plan.load) {
+            sum += load;
+            largest = std::max(largest, load);
+          }
+          const double mean = sum / shape.num_ranks();
+          heaviest = std::max(heaviest, sum > 0 ? largest / mean : 1);
+        }
+        ASSERT_NEAR(layer.heaviest_load, heaviest, 1e-12);
+        int64_t first_rows = 0;
+        for (const PooledBatch& batch : batches) {
+          for (size_t i = 0; i < batch.ranks.size(); ++i) {
+            if (batch.ranks[i] != rank) continue;
+            first_rows = RowsOfFirstHalf(
+                SequenceLayout::Make(SequenceSplit::kHalves, batch.cu_seqlens, shape.mesh.cp),
+                static_cast<int>(i));
+          }
+        }
+        KeyGradientList sums[2];
+        KeyGradientSums(expected[0], expected[1], first_rows, sums[0], sums[1]);
+        for (int n = 0; n < 2; ++n) ASSERT_EQ(Numbers(layer.sums[n]), Numbers(sums[n]));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace evenkeel
