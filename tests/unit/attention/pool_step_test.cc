@@ -9,44 +9,14 @@
 
 #include "scheduler/pool_layout.h"
 #include "tests/support/pool_draw.h"
+#include "tests/support/pool_numbers.h"
 
 namespace evenkeel {
 namespace {
 
+using testing_support::NumbersOf;
 using testing_support::PoolRandom;
 using Documents = std::vector<std::vector<std::vector<int64_t>>>;  // cu_seqlens by replica, batch
-
-std::vector<int64_t> Numbers(const ServerExchange& exchange) {
-  std::vector<int64_t> numbers;
-  const auto add = [&](std::initializer_list<int64_t> more) {
-    numbers.insert(numbers.end(), more.begin(), more.end());
-  };
-  for (const RowRoute* route : {&exchange.queries, &exchange.keys}) {
-    add({route->num_sent, route->num_held});
-    for (const auto* list : {&route->sent, &route->kept}) {
-      for (const RowRange& range : *list) add({range.from, range.to, range.count});
-    }
-    for (const auto* list : {&route->sends, &route->receives}) {
-      for (const RowMessage& message : *list) add({message.peer, message.begin, message.count});
-    }
-  }
-  for (const auto* list : {&exchange.resident_list, &exchange.task_list}) {
-    add({static_cast<int64_t>(list->size())});
-    for (const AttentionTask& task : *list) {
-      add({task.q_begin, task.q_len, task.kv_begin, task.kv_len});
-    }
-  }
-  return numbers;
-}
-
-std::vector<int64_t> Numbers(const KeyGradientList& list) {
-  std::vector<int64_t> numbers(list.terms);
-  for (const RowSegment& segment : list.segments) {
-    numbers.insert(numbers.end(),
-                   {segment.to, segment.count, segment.first_term, segment.num_terms});
-  }
-  return numbers;
-}
 
 // Who has a layer of this number in the tick: stages with a micro-batch and as many softmax layers.
 std::vector<PooledBatch> BatchesOf(const PoolShape& shape, const Documents& documents,
@@ -124,7 +94,7 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
                                               ? PlanInPlace(pool, cost)
                                               : PlanDisaggregation(pool, cost, options.plan);
           expected[n] = MakeServerExchange(pool, plan, rank, options.has_residents);
-          ASSERT_EQ(Numbers(layer.nano[n]), Numbers(expected[n])) << "layer " << number;
+          ASSERT_EQ(NumbersOf(layer.nano[n]), NumbersOf(expected[n])) << "layer " << number;
           ASSERT_EQ(layer.nano[n].planned_seconds, plan.load[static_cast<size_t>(rank)]);
           double sum = 0, largest = 0;
           for (const double load : plan.load) {
@@ -146,7 +116,7 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
         }
         KeyGradientList sums[2];
         KeyGradientSums(expected[0], expected[1], first_rows, sums[0], sums[1]);
-        for (int n = 0; n < 2; ++n) ASSERT_EQ(Numbers(layer.sums[n]), Numbers(sums[n]));
+        for (int n = 0; n < 2; ++n) ASSERT_EQ(NumbersOf(layer.sums[n]), NumbersOf(sums[n]));
       }
     }
   }
