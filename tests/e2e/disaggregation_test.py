@@ -14,6 +14,7 @@ LAYOUTS = (
     (("dp=2", "cp=2"), 4),
     (("pp=2", "dp=2"), 4),
     (("tp=2", "dp=2"), 4),
+    (("dp=2", "attention_servers=1"), 3),
 )
 METRICS = ("attention_planned_imbalance", "attention_imbalance", "exposed_comm_share",
            "most_sent_bytes", "planning_ms", "planning_wait_ms")
@@ -78,8 +79,9 @@ class DisaggregationTest(EndToEndTest):
         for layout, ranks in LAYOUTS:
             config, run = self.config("-".join(layout).replace("=", ""))
             output = self.train(config, *overrides(layout), ranks=ranks)
-            servers = ranks // 2 if "tp=2" in layout else ranks
-            self.assertIn(f"attention: disaggregated over {servers} servers", output)
+            servers = ("1 dedicated server" if "attention_servers=1" in layout else
+                       "2 servers" if "tp=2" in layout else f"{ranks} servers")
+            self.assertIn(f"attention: disaggregated over {servers}", output)
             self.assert_same_losses(run, reference, layout, 2e-5)
             self.assert_measured(run, layout)
 

@@ -110,6 +110,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.layers_per_stage", "[\"1\", \"3\", \"2\", \"2\"]"},
     {"parallel.zero", "\"3\""},
     {"parallel.attention", "ulysses"},
+    {"parallel.attention_servers", "\"2\""},
     {"parallel.attention_tolerance", "0.25"},
     {"parallel.attention_shard", "64"},
     {"parallel.ping_pong", "false"},
