@@ -1,5 +1,5 @@
-"""Training with disaggregated attention: whoever computes it, the losses are those of one rank; runs
-resume to the bit, under other layouts, too; and what it costs is in metrics.jsonl."""
+"""Training with disaggregated attention: whoever computes it, the losses are those of one rank;
+runs resume to the bit, under other layouts, too; and what it costs is in metrics.jsonl."""
 
 import math
 import unittest
