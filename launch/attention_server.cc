@@ -49,13 +49,18 @@ absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& p
 }
 
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
-    const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset, DType dtype,
-    int world_rank) {
+    const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
+    const OpContext& context, int world_rank) {
+  if (plan.learns_speeds && context.cuda != nullptr) {
+    return absl::InvalidArgumentError(
+        "parallel.attention_speeds is measured, but on a GPU the host does not know how long "
+        "attention takes: set it to equal");
+  }
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));
   return std::make_unique<AttentionPlanner>(
-      plan.pool(), plan.pool_options(dtype), std::move(order),
+      plan.pool(), plan.pool_options(context.dtype), std::move(order),
       AttentionPlanner::Batches{config.train.global_batch_size, config.train.micro_batch_size},
       world_rank / plan.mesh.tp);
 }
@@ -70,7 +75,7 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(const R
   Communicator& device_comm = rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world();
   EK_ASSIGN_OR_RETURN(server->mesh_, MeshComms::Create(device_comm, server->plan_.comms()));
   EK_ASSIGN_OR_RETURN(server->planner_, MakeAttentionPlanner(config, server->plan_, dataset,
-                                                             rank.context.dtype, rank.comm.rank()));
+                                                             rank.context, rank.comm.rank()));
   return server;
 }
 
@@ -93,7 +98,7 @@ absl::Status AttentionServer::Serve(int64_t step) {
   const double exposed = rank_.gpu_comm == nullptr ? waited : rank_.gpu_comm->TakeExposedSeconds();
   EK_ASSIGN_OR_RETURN(const PoolLoads loads, GatherLoads(rank_.comm, plan_, times[0], times[1],
                                                          mesh_->log().TakeSentBytes(), exposed));
-  if (rank_.context.cuda == nullptr && plan_.learns_speeds) planner_->Learn(loads.loads);
+  if (plan_.learns_speeds) planner_->Learn(loads.loads);
   return absl::OkStatus();
 }
 

@@ -36,8 +36,8 @@ absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& p
 
 // The planner of a run, for a rank of the world.
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
-    const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset, DType dtype,
-    int world_rank);
+    const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
+    const OpContext& context, int world_rank);
 
 class AttentionServer {
  public:

@@ -94,7 +94,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   if (trainer->plan_.pools_attention()) {
     EK_ASSIGN_OR_RETURN(trainer->attention_planner_,
                         MakeAttentionPlanner(config, trainer->plan_, trainer->data_.dataset(),
-                                             rank.context.dtype, rank.comm.rank()));
+                                             rank.context, rank.comm.rank()));
   }
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
