@@ -25,10 +25,10 @@ absl::Status BroadcastOrder(Communicator& world, ServerOrder& order) {
 
 absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& plan,
                                       const ServerTimes& forward, const ServerTimes& backward,
-                                      double sent_bytes, double exposed_seconds) {
-  constexpr int kValues = 6;
-  double mine[kValues] = {forward.planned,  forward.seconds, backward.planned,
-                          backward.seconds, sent_bytes,      exposed_seconds};
+                                      double sent_bytes) {
+  constexpr int kValues = 5;
+  double mine[kValues] = {forward.planned, forward.seconds, backward.planned, backward.seconds,
+                          sent_bytes};
   std::vector<double> all(static_cast<size_t>(kValues * world.size()));
   EK_RETURN_IF_ERROR(world.AllGather(ConstTensorView(mine, DType::kF64, {1, kValues}),
                                      TensorView(all.data(), DType::kF64, {world.size(), kValues}),
@@ -43,7 +43,6 @@ absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& p
       load.seconds[phase] += row[2 * phase + 1];
     }
     gathered.most_sent_bytes = std::max(gathered.most_sent_bytes, row[4]);
-    gathered.exposed_seconds += row[5] / world.size();
   }
   return gathered;
 }
@@ -84,8 +83,8 @@ absl::Status AttentionServer::Serve(int64_t step) {
   if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(step + 1);
   PoolStep plan = planner_->Take(step);
   ServerTimes times[2];
-  const PoolAccess access{
-      &rank_.context, mesh_->pool(), plan_.pool_heads(), {.overlaps = plan_.ping_pong}, times};
+  const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
+                          times};
   const int64_t head_size = std::max(access.heads.key_size, access.heads.value_size);
   for (PoolTick& tick : plan.ticks) {
     const ArenaScope scope(rank_.context.arena);
@@ -94,10 +93,8 @@ absl::Status AttentionServer::Serve(int64_t step) {
   }
   EK_RETURN_IF_ERROR(WaitForOps(rank_.context));
   EK_RETURN_IF_ERROR(mesh_->log().status());
-  const double waited = mesh_->log().TakeExposedSeconds();
-  const double exposed = rank_.gpu_comm == nullptr ? waited : rank_.gpu_comm->TakeExposedSeconds();
   EK_ASSIGN_OR_RETURN(const PoolLoads loads, GatherLoads(rank_.comm, plan_, times[0], times[1],
-                                                         mesh_->log().TakeSentBytes(), exposed));
+                                                         mesh_->log().TakeSentBytes()));
   if (plan_.learns_speeds) planner_->Learn(loads.loads);
   return absl::OkStatus();
 }

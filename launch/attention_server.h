@@ -28,11 +28,10 @@ absl::Status BroadcastOrder(Communicator& world, ServerOrder& order);
 struct PoolLoads {
   std::vector<ServerLoad> loads;
   double most_sent_bytes = 0;  // of any rank
-  double exposed_seconds = 0;  // mean over the ranks
 };
 absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& plan,
                                       const ServerTimes& forward, const ServerTimes& backward,
-                                      double sent_bytes, double exposed_seconds);
+                                      double sent_bytes);
 
 // The planner of a run, for a rank of the world.
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(

@@ -102,6 +102,10 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
   fields.Int("attention_shard", &config.attention_shard,
              "disaggregated: documents are cut for servers at multiples of so many tokens", 1,
              1 << 20);
+  fields.Enum("attention_messages", &config.attention_signals,
+              "disaggregated: all that is needed, or, to measure what communication costs, one "
+              "number a message, which makes every result wrong",
+              {{"whole", false}, {"signal", true}});
   fields.Bool("ping_pong", &config.ping_pong,
               "disaggregated: messages of half a micro-batch travel while the other is computed");
   fields.Enum("linear_attention", &config.linear_attention,
@@ -161,7 +165,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   if (plan.pools_attention()) {
     if (!has_softmax) plan.context.softmax = SoftmaxExchange::kGather;  // nothing to pool
     plan.disaggregation = {config.attention_tolerance, config.attention_shard};
-    plan.ping_pong = config.ping_pong;
+    plan.server_mode = {.overlaps = config.ping_pong, .signals = config.attention_signals};
     plan.learns_speeds = config.attention_learns_speeds;
   }
   plan.context.states = config.linear_attention;

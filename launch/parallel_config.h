@@ -37,6 +37,7 @@ struct ParallelConfig {
   double attention_tolerance = 0.05;
   int64_t attention_shard = 128;
   bool ping_pong = true;
+  bool attention_signals = false;
 };
 
 void DescribeFields(ConfigFields& fields, ParallelConfig& config);
@@ -51,7 +52,7 @@ struct ParallelPlan {
   ShardingStage sharding = ShardingStage::kNone;
   ContextStrategy context;
   DisaggregationOptions disaggregation;  // where attention is pooled
-  bool ping_pong = true;
+  ServerPassMode server_mode;
   bool learns_speeds = false;  // plans follow what servers measured
   int num_dedicated = 0;       // attention servers beside the mesh, a tensor-parallel place
 

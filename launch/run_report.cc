@@ -51,6 +51,7 @@ void RunReport::Step(const StepMetrics& m) {
                                      {"tflops", m.model_flops / m.step_seconds * 1e-12},
                                      {"mfu", m.mfu},
                                      {"exposed_comm_ms", m.exposed_comm_seconds * 1e3},
+                                     {"exposed_comm_share", m.exposed_comm_share},
                                      {"pipeline_wait_ms", m.pipeline_wait_seconds * 1e3},
                                      {"sent_bytes", m.sent_bytes},
                                      {"data_ms", m.data_seconds * 1e3},
@@ -60,7 +61,6 @@ void RunReport::Step(const StepMetrics& m) {
     if (a.measured_imbalance > 0) {
       values.push_back({"attention_imbalance", a.measured_imbalance});
     }
-    values.push_back({"exposed_comm_share", a.exposed_share});
     values.push_back({"most_sent_bytes", a.most_sent_bytes});
     values.push_back({"planning_ms", a.planning_seconds * 1e3});
     values.push_back({"planning_wait_ms", a.planning_wait_seconds * 1e3});

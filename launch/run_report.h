@@ -25,7 +25,6 @@ struct AttentionMetrics {
   double planning_seconds = 0;       // on a thread, beside the step before
   double planning_wait_seconds = 0;  // that this step waited for it
   double most_sent_bytes = 0;        // by any rank, over all axes
-  double exposed_share = 0;          // of the step, the mean over the ranks
 };
 
 struct StepMetrics {
@@ -40,6 +39,7 @@ struct StepMetrics {
   double model_flops = 0;  // of the step, over all ranks
   double mfu = 0;          // share of the ranks' peak
   double exposed_comm_seconds = 0;
+  double exposed_comm_share = 0;     // of the step, the mean over the ranks
   double pipeline_wait_seconds = 0;  // of that, for other stages
   double sent_bytes = 0;             // by this rank, over the axes of the mesh
   double data_seconds = 0;

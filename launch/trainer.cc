@@ -161,7 +161,7 @@ absl::Status Trainer::Start() {
           absl::StrFormat("attention: disaggregated over %d %s%s",
                           plan_.num_dedicated > 0 ? plan_.num_dedicated : plan_.pool().num_ranks(),
                           plan_.num_dedicated > 0 ? "dedicated servers" : "servers",
-                          plan_.ping_pong ? ", two nano-batches in turn" : ""));
+                          plan_.server_mode.overlaps ? ", two nano-batches in turn" : ""));
     }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
@@ -250,18 +250,17 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
     }
   }
   attention_.planned_imbalance = mean > 0 ? heaviest / mean : 1;
-  const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), {.overlaps = plan_.ping_pong}};
+  const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), plan_.server_mode};
   return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
 }
 
 absl::Status Trainer::ShareServerLoads(const StepResult& result) {
   if (attention_planner_ == nullptr) return absl::OkStatus();
-  EK_ASSIGN_OR_RETURN(const PoolLoads pool,
-                      GatherLoads(world_, plan_, pipeline_.server_times(PipelinePhase::kForward),
-                                  pipeline_.server_times(PipelinePhase::kBackward),
-                                  result.sent_bytes, result.exposed_comm_seconds));
+  EK_ASSIGN_OR_RETURN(
+      const PoolLoads pool,
+      GatherLoads(world_, plan_, pipeline_.server_times(PipelinePhase::kForward),
+                  pipeline_.server_times(PipelinePhase::kBackward), result.sent_bytes));
   attention_.most_sent_bytes = pool.most_sent_bytes;
-  attention_.exposed_share = pool.exposed_seconds;  // a share once the step's seconds are known
   // On a GPU the host does not know how long kernels take.
   if (context_.cuda != nullptr) return absl::OkStatus();
   attention_.measured_imbalance = MeasuredImbalance(pool.loads);
@@ -327,9 +326,11 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
   EK_RETURN_IF_ERROR(ShareServerLoads(result));
-  double shared[2] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0};
-  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {2}), ReduceOp::kSum,
-                                     "loss and requests to stop"));
+  double shared[3] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0,
+                      result.exposed_comm_seconds};
+  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {3}), ReduceOp::kSum,
+                                     "loss, requests to stop, waiting"));
+  result.mean_exposed_seconds = shared[2] / comm_.size();
   result.loss = shared[0] * scale;
   result.stop_requested = shared[1] > 0;
   result.grad_norm = std::sqrt(values[1]);
@@ -374,12 +375,12 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.model_flops = result.model_flops;
   metrics.mfu = result.model_flops / seconds / (peak_flops_ * world_.size());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
+  metrics.exposed_comm_share = result.mean_exposed_seconds / seconds;
   metrics.pipeline_wait_seconds = pipeline_.waiting_seconds();
   metrics.sent_bytes = result.sent_bytes;
   metrics.data_seconds = result.data_seconds;
   metrics.memory_bytes = tracker_.peak_total();
   metrics.attention = attention_;
-  metrics.attention.exposed_share /= seconds;
   report_->Step(metrics);
   return absl::OkStatus();
 }

@@ -49,6 +49,7 @@ class Trainer {
     int64_t valid_tokens = 0;
     double model_flops = 0;
     double exposed_comm_seconds = 0;
+    double mean_exposed_seconds = 0;  // over the ranks of the mesh
     double sent_bytes = 0;
     double data_seconds = 0;
     bool applied = false;  // false: no token had a target, or the step was not finite
