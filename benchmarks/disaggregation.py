@@ -83,6 +83,8 @@ def cases(ranks):
 
 def run(options, prefix, parallel, folder):
     shutil.rmtree(folder, ignore_errors=True)
+    if options.cost and "attention=disaggregated" in parallel:
+        parallel = parallel + [f"attention_cost={os.path.abspath(options.cost)}"]
     settings = [f"parallel.{setting}" for setting in parallel] + [
         f"folder={folder}", f"data.train={prefix}", "data.validation=", "train.eval_every=0",
         f"data.sequence_length={options.context}", f"train.global_batch_size={options.batch}",
@@ -124,6 +126,7 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cost", help="what `evenkeel bench attention --json` measured here: (c) plans with it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bind", action="store_true", help="bind each rank to a core")
     parser.add_argument("--limit", type=float, default=600, help="seconds a run may take")

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "launch/attention_cost_file.h"
 #include "models/pooled_pass.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/gpu.h"
@@ -58,8 +59,18 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));
+  PoolPlanOptions options = plan.pool_options(context.dtype);
+  if (!config.parallel.attention_cost.empty()) {
+    EK_ASSIGN_OR_RETURN(const AttentionCostFile file,
+                        ReadAttentionCostFile(config.parallel.attention_cost));
+    const AttentionHeads heads = plan.pool_heads();
+    EK_ASSIGN_OR_RETURN(const AttentionCosts costs,
+                        CostsOf(file, heads.num_heads, heads.value_size));
+    options.forward = costs.forward;
+    options.backward = costs.backward;
+  }
   return std::make_unique<AttentionPlanner>(
-      plan.pool(), plan.pool_options(context.dtype), std::move(order),
+      plan.pool(), options, std::move(order),
       AttentionPlanner::Batches{config.train.global_batch_size, config.train.micro_batch_size},
       world_rank / plan.mesh.tp);
 }

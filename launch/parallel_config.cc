@@ -96,6 +96,10 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
               "disaggregated: servers are taken to be equally fast, or as fast as was measured in "
               "the steps before (on CPUs), where runs are then no longer the same to the bit",
               {{"equal", false}, {"measured", true}});
+  fields.String(
+      "attention_cost", &config.attention_cost,
+      "disaggregated: what `evenkeel bench attention --json` measured, to balance times by; "
+      "empty: (query, key) pairs are balanced");
   fields.Float("attention_tolerance", &config.attention_tolerance,
                "disaggregated: how far the load of an attention server may be from the mean", 0.001,
                100);

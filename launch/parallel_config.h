@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -34,6 +35,7 @@ struct ParallelConfig {
   // With attention: disaggregated.
   int attention_servers = 0;  // dedicated ranks a tensor-parallel place; 0: those of the mesh
   bool attention_learns_speeds = false;
+  std::string attention_cost;  // file of AttentionCostFile; empty: pairs are counted
   double attention_tolerance = 0.05;
   int64_t attention_shard = 128;
   bool ping_pong = true;

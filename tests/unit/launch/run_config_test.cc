@@ -115,6 +115,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.attention_shard", "64"},
     {"parallel.ping_pong", "false"},
     {"parallel.attention_messages", "signal"},
+    {"parallel.attention_cost", "cost.json"},
     {"parallel.attention_speeds", "measured"},
     {"parallel.linear_attention", "scan"},
     {"parallel.split", "contiguous"},
