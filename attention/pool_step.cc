@@ -57,6 +57,7 @@ class TickPlanner {
       for (int dp = 0; dp < mesh.dp; ++dp) {
         PooledBatch batch;
         batch.cu_seqlens = cu_seqlens_[static_cast<size_t>(dp)][static_cast<size_t>(micro_batch)];
+        batch.split = shape_.split;
         for (int cp = 0; cp < mesh.cp; ++cp) batch.ranks.push_back(shape_.RankOf(pp, dp, cp));
         batches.push_back(std::move(batch));
       }
@@ -81,9 +82,12 @@ class TickPlanner {
     for (const PooledBatch& batch : batches) {
       const auto at = std::find(batch.ranks.begin(), batch.ranks.end(), rank_);
       if (at == batch.ranks.end()) continue;
-      const auto layout = SequenceLayout::Make(SequenceSplit::kHalves, batch.cu_seqlens,
-                                               static_cast<int>(batch.ranks.size()));
-      first_rows = RowsOfFirstHalf(layout, static_cast<int>(at - batch.ranks.begin()));
+      const auto layout =
+          SequenceLayout::Make(batch.split, batch.cu_seqlens, static_cast<int>(batch.ranks.size()));
+      const auto place = static_cast<int>(at - batch.ranks.begin());
+      first_rows = batch.split == SequenceSplit::kHalves
+                       ? RowsOfFirstHalf(layout, place)
+                       : layout.rows()[static_cast<size_t>(place)];
     }
     KeyGradientSums(layer->nano[0], layer->nano[1], first_rows, layer->sums[0], layer->sums[1]);
     return layer;

@@ -11,6 +11,7 @@
 #include "attention/server_exchange.h"
 #include "parallel/mesh.h"
 #include "parallel/phase_schedule.h"
+#include "parallel/sequence_layout.h"
 #include "scheduler/attention_cost.h"
 #include "scheduler/disaggregation_plan.h"
 
@@ -22,6 +23,7 @@ struct PoolShape {
   MeshShape mesh;
   std::vector<int64_t> softmax_layers;  // of each pipeline stage
   int num_dedicated = 0;
+  SequenceSplit split = SequenceSplit::kHalves;  // see PooledBatch
 
   int num_owners() const { return mesh.pp * mesh.dp * mesh.cp; }
   int num_ranks() const { return num_owners() + num_dedicated; }

@@ -70,7 +70,8 @@ def cases(ranks):
         (f"dp {ranks}: (a) data parallel", [f"dp={ranks}"]),
         (f"dp {ranks}: (b) per-document cp", [f"cp={ranks}"]),
         (f"dp {ranks}: (c) disaggregated", [f"dp={ranks}", pooled]),
-        (f"dp {ranks}: (c) one stream", [f"dp={ranks}", pooled, "ping_pong=false"]),
+        (f"dp {ranks}: (c) ping-pong", [f"dp={ranks}", pooled, "ping_pong=on"]),
+        (f"dp {ranks}: (c) one stream", [f"dp={ranks}", pooled, "ping_pong=serial"]),
         (f"dp {ranks}: (c) signal", [f"dp={ranks}", pooled, "attention_messages=signal"]),
     ]
     for tolerance in ("0.01", "0.2", "0.5"):

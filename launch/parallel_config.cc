@@ -110,8 +110,13 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
               "disaggregated: all that is needed, or, to measure what communication costs, one "
               "number a message, which makes every result wrong",
               {{"whole", false}, {"signal", true}});
-  fields.Bool("ping_pong", &config.ping_pong,
-              "disaggregated: messages of half a micro-batch travel while the other is computed");
+  fields.Enum("ping_pong", &config.ping_pong,
+              "disaggregated: messages of half a micro-batch travel while the other half is "
+              "computed; auto: on a GPU; serial: two halves, but nothing travels meanwhile",
+              {{"auto", PingPong::kAuto},
+               {"on", PingPong::kOn},
+               {"off", PingPong::kOff},
+               {"serial", PingPong::kSerial}});
   fields.Enum("linear_attention", &config.linear_attention,
               "how the state of linear attention crosses cp ranks",
               {{"gather", StateExchange::kGather}, {"scan", StateExchange::kScan}});
@@ -169,15 +174,19 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   if (plan.pools_attention()) {
     if (!has_softmax) plan.context.softmax = SoftmaxExchange::kGather;  // nothing to pool
     plan.disaggregation = {config.attention_tolerance, config.attention_shard};
-    plan.server_mode = {.overlaps = config.ping_pong, .signals = config.attention_signals};
+    plan.server_mode = {
+        .overlaps = config.ping_pong == PingPong::kOn || config.ping_pong == PingPong::kAuto,
+        .signals = config.attention_signals};
     plan.learns_speeds = config.attention_learns_speeds;
   }
   plan.context.states = config.linear_attention;
   const bool zigzag =
       config.split == SplitPolicy::kZigzag || (config.split == SplitPolicy::kAuto && has_softmax);
-  plan.context.split = plan.pools_attention() ? SequenceSplit::kHalves
-                       : zigzag               ? SequenceSplit::kZigzag
-                                              : SequenceSplit::kContiguous;
+  plan.context.split = zigzag ? SequenceSplit::kZigzag : SequenceSplit::kContiguous;
+  if (plan.pools_attention()) {
+    plan.context.split =
+        config.ping_pong == PingPong::kOff ? SequenceSplit::kContiguous : SequenceSplit::kHalves;
+  }
   return plan;
 }
 
@@ -192,6 +201,7 @@ PoolShape ParallelPlan::pool() const {
     }
   }
   pool.num_dedicated = num_dedicated;
+  pool.split = context.split;
   return pool;
 }
 

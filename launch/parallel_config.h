@@ -24,6 +24,14 @@ class ConfigFields;
 // How the tokens of a micro-batch are split over context-parallel ranks.
 enum class SplitPolicy { kAuto, kContiguous, kZigzag };
 
+// Whether a micro-batch with disaggregated attention is computed in two halves.
+enum class PingPong {
+  kAuto,    // on a GPU; on CPUs messages make no progress while a rank computes
+  kOn,      // one's messages travel while the other is computed
+  kOff,     // the micro-batch is one, and messages are waited for where they are sent
+  kSerial,  // two halves, every message waited for at once: for measuring
+};
+
 struct ParallelConfig {
   MeshShape mesh{1, 0, 1, 1};  // dp 0: what is left of the ranks
   int virtual_stages = 1;
@@ -38,7 +46,7 @@ struct ParallelConfig {
   std::string attention_cost;  // file of AttentionCostFile; empty: pairs are counted
   double attention_tolerance = 0.05;
   int64_t attention_shard = 128;
-  bool ping_pong = true;
+  PingPong ping_pong = PingPong::kAuto;
   bool attention_signals = false;
 };
 

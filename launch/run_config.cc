@@ -161,6 +161,10 @@ absl::StatusOr<RunConfig> ReadRunConfig(const std::string& file,
   RunConfig config;
   EK_RETURN_IF_ERROR(
       ReadConfig(file, overrides, [&](ConfigFields& fields) { DescribeFields(fields, config); }));
+  if (config.parallel.ping_pong == PingPong::kAuto) {
+    config.parallel.ping_pong =
+        config.runtime.device == Device::kCuda ? PingPong::kOn : PingPong::kOff;
+  }
   return config;
 }
 

@@ -157,11 +157,11 @@ absl::Status Trainer::Start() {
                                        mesh.cp, mesh.tp));
     }
     if (plan_.pools_attention()) {
-      report_->Message(
-          absl::StrFormat("attention: disaggregated over %d %s%s",
-                          plan_.num_dedicated > 0 ? plan_.num_dedicated : plan_.pool().num_ranks(),
-                          plan_.num_dedicated > 0 ? "dedicated servers" : "servers",
-                          plan_.server_mode.overlaps ? ", two nano-batches in turn" : ""));
+      report_->Message(absl::StrFormat(
+          "attention: disaggregated over %d %s%s",
+          plan_.num_dedicated > 0 ? plan_.num_dedicated : plan_.pool().num_ranks(),
+          plan_.num_dedicated > 0 ? "dedicated servers" : "servers",
+          plan_.context.split == SequenceSplit::kHalves ? ", two nano-batches in turn" : ""));
     }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",

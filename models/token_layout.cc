@@ -63,10 +63,14 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             const PackedBatch& batch, const TokenAxes& axes, bool backward,
                             PackedBatch* shard) {
   TokenLayout layout;
-  const bool has_halves = axes.strategy.softmax == SoftmaxExchange::kDisaggregated;
+  const bool is_pooled = axes.strategy.softmax == SoftmaxExchange::kDisaggregated;
+  const bool has_halves = axes.strategy.split == SequenceSplit::kHalves;
   if (axes.cp == nullptr) {
     PlanTokens(context, config, batch.positions, axes.tp,
-               has_halves ? FirstHalf(batch.num_tokens()) : 0, layout);
+               !is_pooled   ? 0
+               : has_halves ? FirstHalf(batch.num_tokens())
+                            : batch.num_tokens(),
+               layout);
     if (!batch.tokens.empty()) {
       PlanDocuments(context, config, batch.cu_seqlens, axes.tp, backward, layout);
     }
@@ -81,7 +85,9 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
   options.backward = backward;
   layout.context = MakeContextPlan(context, *axes.cp, axes.strategy, batch.cu_seqlens, options);
   *shard = TakeShard(batch, layout.context->layout, axes.cp->rank());
-  const int64_t cut = has_halves ? RowsOfFirstHalf(layout.context->layout, axes.cp->rank()) : 0;
+  const int64_t cut = !is_pooled   ? 0
+                      : has_halves ? RowsOfFirstHalf(layout.context->layout, axes.cp->rank())
+                                   : shard->num_tokens();
   PlanTokens(context, config, shard->positions, axes.tp, cut, layout);
   return layout;
 }

@@ -31,7 +31,8 @@ struct TokenLayout {
   TokenLayout(TokenLayout&&) = default;
   TokenLayout& operator=(TokenLayout&&) = default;
 
-  // T tokens, and who holds their stream; with kDisaggregated cut into nano-batches.
+  // T tokens, and who holds their stream; with kDisaggregated cut into nano-batches, of which the
+  // second is empty unless the split is kHalves.
   TokenShards shards;
   Positions positions;                   // [T], from 0 at each document
   std::unique_ptr<ContextPlan> context;  // with context parallelism; what follows is then not there

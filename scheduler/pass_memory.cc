@@ -29,7 +29,8 @@ class PassReplay {
         tp_(layout.mesh.tp),
         mine_(tokens.mine(layout)),
         stream_(StreamRows(mine_, compute.token_chunk, tp_, layout.coord.tp)),
-        chunk_(std::min(compute.token_chunk, layout.pools_attention() ? FirstHalf(mine_) : mine_)),
+        chunk_(std::min(compute.token_chunk,
+                        layout.context.split == SequenceSplit::kHalves ? FirstHalf(mine_) : mine_)),
         width_(shape.hidden_size) {}
 
   PassMemory Run(int chunk) {

@@ -9,8 +9,8 @@ namespace {
 
 // The batch's pieces by (document, begin). Those of one rank alone go over the middle.
 std::vector<std::pair<int64_t, DocumentPiece>> PiecesOf(const PooledBatch& batch) {
-  const SequenceLayout layout = SequenceLayout::Make(SequenceSplit::kHalves, batch.cu_seqlens,
-                                                     static_cast<int>(batch.ranks.size()));
+  const SequenceLayout layout =
+      SequenceLayout::Make(batch.split, batch.cu_seqlens, static_cast<int>(batch.ranks.size()));
   std::vector<std::pair<int64_t, DocumentPiece>> pieces;
   for (int rank = 0; rank < layout.num_ranks(); ++rank) {
     int64_t row = 0;
@@ -33,7 +33,8 @@ void FillPool(absl::Span<const PooledBatch> batches, NanoBatch nano, AttentionPo
   pool.pieces.clear();
   for (const PooledBatch& batch : batches) {
     const auto pieces = PiecesOf(batch);
-    const int64_t half = FirstHalf(batch.cu_seqlens.back());
+    const int64_t tokens = batch.cu_seqlens.back();
+    const int64_t half = batch.split == SequenceSplit::kHalves ? FirstHalf(tokens) : tokens;
     for (size_t i = 0; i < pieces.size();) {
       const auto document = static_cast<size_t>(pieces[i].first);
       const int64_t begin = batch.cu_seqlens[document];

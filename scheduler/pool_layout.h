@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "parallel/sequence_layout.h"
 #include "scheduler/attention_pool.h"
 
 namespace evenkeel {
@@ -13,7 +14,9 @@ namespace evenkeel {
 // A packed batch that takes part in a pool.
 struct PooledBatch {
   std::vector<int64_t> cu_seqlens;  // [D + 1]
-  std::vector<int> ranks;  // of the pool, that hold its tokens as SequenceSplit::kHalves says
+  std::vector<int> ranks;           // of the pool, that hold its tokens
+  // As this says: kHalves, or kContiguous, where all of the batch is the first nano-batch.
+  SequenceSplit split = SequenceSplit::kHalves;
 };
 
 // Nano-batches are halves of every batch's stream: no query of the first half needs keys of the

@@ -87,7 +87,7 @@ class DisaggregationTest(EndToEndTest):
 
     def test_every_mode_in_float64(self):
         reference = self.reference(runtime__dtype="float64")
-        for extra in ((), ("ping_pong=false", "zero=3"), ("attention_speeds=measured",)):
+        for extra in ((), ("ping_pong=on", "zero=3"), ("attention_speeds=measured",)):
             layout = ("dp=2", "cp=2", *extra)
             config, run = self.config("-".join(layout).replace("=", ""), runtime__dtype="float64")
             self.train(config, *overrides(layout), ranks=4)

@@ -179,7 +179,7 @@ class LayoutsCuda : public testing::Test {
       }
       if (plan.pools_attention()) {
         PoolStep step = PlanPool(layout, plan, batches, (*mesh)->coord());
-        const PoolSetup pool{(*mesh)->pool(), plan.pool_heads(), ServerPassMode()};
+        const PoolSetup pool{(*mesh)->pool(), plan.pool_heads(), plan.server_mode};
         Check(pipeline.TrainPooled(mine, 0.01, layout.recompute, sums.Rows(0, 1), pool, step));
       } else {
         Check(pipeline.Train(mine, 0.01, layout.recompute, sums.Rows(0, 1)));

@@ -188,6 +188,7 @@ inline LayoutCase DrawPooledLayout(uint64_t seed, int ranks) {
     parallel.layers_per_stage.clear();
   }
   parallel.attention_shard = draw.One<int64_t>({1, 2, 8, 128});
+  parallel.ping_pong = draw.One<PingPong>({PingPong::kOn, PingPong::kOff, PingPong::kSerial});
   parallel.attention_tolerance = draw.One<double>({0.01, 0.1, 1.0});
   for (int r = 0; r < ranks; ++r) {
     layout.pool_speed.push_back(draw.One<double>({0, 0.5, 1, 1, 1, 3}));

@@ -133,7 +133,7 @@ struct PartRun {
     const auto& mine = batches[static_cast<size_t>(at.dp)];
     if (plan.pools_attention()) {
       PoolStep step = PlanPool(layout, batches);
-      const PoolSetup pool{mesh->pool(), plan.pool_heads(), ServerPassMode()};
+      const PoolSetup pool{mesh->pool(), plan.pool_heads(), plan.server_mode};
       EXPECT_TRUE(pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, pool, step).ok());
     } else {
       EXPECT_TRUE(pipeline.Train(mine, scale, layout.recompute, loss_sum).ok());

@@ -113,7 +113,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.attention_servers", "\"2\""},
     {"parallel.attention_tolerance", "0.25"},
     {"parallel.attention_shard", "64"},
-    {"parallel.ping_pong", "false"},
+    {"parallel.ping_pong", "serial"},
     {"parallel.attention_messages", "signal"},
     {"parallel.attention_cost", "cost.json"},
     {"parallel.attention_speeds", "measured"},
