@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "absl/strings/str_format.h"
 #include "parallel/sequence_layout.h"
 #include "scheduler/pool_layout.h"
 
@@ -75,7 +76,12 @@ class TickPlanner {
       const DisaggregationPlan plan = options_.in_place
                                           ? PlanInPlace(pool_, cost)
                                           : PlanDisaggregation(pool_, cost, options_.plan);
-      layer->nano[n] = MakeServerExchange(pool_, plan, rank_, options_.has_residents);
+      ServerExchange& exchange = layer->nano[n];
+      exchange = MakeServerExchange(pool_, plan, rank_, options_.has_residents);
+      exchange.label =
+          options_.costs_are_times
+              ? absl::StrFormat("attend, planned %.3f ms", exchange.planned_seconds * 1e3)
+              : absl::StrFormat("attend, planned %.0f pairs", exchange.planned_seconds);
       AddLoads(options_.speed, plan.load, *layer);
     }
     int64_t first_rows = 0;

@@ -34,9 +34,10 @@ struct PoolPlanOptions {
   AttentionCost forward = AttentionCost::PerPair(1), backward = AttentionCost::PerPair(1);
   DisaggregationOptions plan;
   AttentionTokenBytes bytes;
-  std::vector<double> speed;  // [ranks of the pool]
-  bool in_place = false;      // no disaggregation: owners compute what they hold
-  bool has_residents = true;  // see MakeServerExchange
+  std::vector<double> speed;     // [ranks of the pool]
+  bool costs_are_times = false;  // of the costs above: seconds, not (query, key) pairs
+  bool in_place = false;         // no disaggregation: owners compute what they hold
+  bool has_residents = true;     // see MakeServerExchange
 };
 
 // One softmax layer of a tick, the same for all layers in which the same stages take part. Nano

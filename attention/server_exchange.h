@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "attention/attention_plan.h"
@@ -53,7 +54,8 @@ struct ServerExchange {
   RowRoute queries, keys;
   // Of this rank as a server, in rows of its server buffers.
   std::vector<AttentionTask> task_list;
-  double planned_seconds = 0;  // of the residents and the tasks, a layer, in the plan's phase
+  std::string label = "attend";  // in a timeline: with what the plan foretold
+  double planned_seconds = 0;    // of the residents and the tasks, a layer, in the plan's phase
 
   // Gradients of keys come back into a buffer of num_returned() rows: first those of the send
   // buffer, then those this rank kept, in the order of keys.kept. A rank's rows of one piece that

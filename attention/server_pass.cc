@@ -145,16 +145,17 @@ void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorVi
 }
 
 void ServerForward::Attend() {
+  const TraceScope all(context_, exchange_.label.c_str());
   times_.planned += exchange_.planned_seconds;
   if (!exchange_.resident_list.empty()) {
-    const TraceScope trace(context_, "attend, resident");
+    const TraceScope trace(context_, "resident documents");
     const AttendTimer timer(times_);
     SoftmaxAttentionForward(context_, exchange_.resident_tasks, heads_.scale, my_q_, my_k_, my_v_,
                             my_out_, my_lse_);
   }
   WaitFor(pool_, dispatch_);
   if (!exchange_.task_list.empty()) {
-    const TraceScope trace(context_, "attend");
+    const TraceScope trace(context_, "tasks");
     const AttendTimer timer(times_);
     const KeyValueColumns columns(heads_, kv_);
     SoftmaxAttentionForward(
@@ -231,9 +232,10 @@ void ServerBackward::Dispatch(const Rows& rows) {
 }
 
 void ServerBackward::Attend() {
+  const TraceScope all(context_, exchange_.label.c_str());
   times_.planned += exchange_.planned_seconds;
   if (!exchange_.resident_list.empty()) {
-    const TraceScope trace(context_, "attend, resident");
+    const TraceScope trace(context_, "resident documents");
     const AttendTimer timer(times_);
     SoftmaxAttentionBackward(context_, exchange_.resident_tasks, heads_.scale, mine_.q, mine_.k,
                              mine_.v, mine_.out, mine_.lse, mine_.dout, mine_.dq, mine_.dk,
@@ -241,7 +243,7 @@ void ServerBackward::Attend() {
   }
   WaitFor(pool_, dispatch_);
   if (!exchange_.task_list.empty()) {
-    const TraceScope trace(context_, "attend");
+    const TraceScope trace(context_, "tasks");
     const AttendTimer timer(times_);
     SetZero(context_, dkv_);
     const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);

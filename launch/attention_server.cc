@@ -68,6 +68,7 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
                         CostsOf(file, heads.num_heads, heads.value_size));
     options.forward = costs.forward;
     options.backward = costs.backward;
+    options.costs_are_times = true;
   }
   return std::make_unique<AttentionPlanner>(
       plan.pool(), options, std::move(order),
