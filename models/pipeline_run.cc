@@ -45,6 +45,7 @@ absl::Status PipelineRun::MakeSlots(int count) {
     EK_RETURN_IF_ERROR(MakeArena(&slot->arena, &slot->context));
     slots_.push_back(std::move(slot));
   }
+  for (const auto& slot : slots_) slot->context->trace = context_.trace;
   return absl::OkStatus();
 }
 
@@ -114,8 +115,8 @@ absl::Status PipelineRun::Train(absl::Span<const PackedBatch> batches, double lo
   if (schedule_.actions.empty() || schedule_.num_micro_batches != count) {
     schedule_ = InterleavedOneForwardOneBackward(shape_.pp, model_.num_chunks(), count);
     slot_of_ = ActivationSlots(schedule_, pp_rank_);
-    EK_RETURN_IF_ERROR(MakeSlots(static_cast<int>(PeakInFlight(schedule_, pp_rank_))));
   }
+  EK_RETURN_IF_ERROR(MakeSlots(static_cast<int>(PeakInFlight(schedule_, pp_rank_))));
   left_.assign(static_cast<size_t>(model_.num_chunks()), count);
   const auto& actions = schedule_.actions[static_cast<size_t>(pp_rank_)];
   for (size_t i = 0; i < actions.size(); ++i) {

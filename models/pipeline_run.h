@@ -80,6 +80,7 @@ class PipelineRun {
     bool has_begun = false;
   };
 
+  // At least so many, with the timeline that this step is to be in, or none.
   absl::Status MakeSlots(int count);
   // A context like this one's whose arena is its own.
   absl::Status MakeArena(std::unique_ptr<Arena>* arena, std::unique_ptr<OpContext>* context);

@@ -24,6 +24,7 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
   const double start = Now();
   EK_CHECK(model_.num_chunks() == 1) << "disaggregated attention with virtual stages";
   if (pool_arena_ == nullptr) EK_RETURN_IF_ERROR(MakeArena(&pool_arena_, &pool_context_));
+  pool_context_->trace = context_.trace;
   const auto count = static_cast<int64_t>(batches.size());
   const PipelineSchedule schedule = SamePhaseSchedule(shape_.pp, count);
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank_);
