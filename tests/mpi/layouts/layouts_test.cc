@@ -49,6 +49,8 @@ class Layouts : public testing::Test {
     return failed != 0;
   }
 
+  void DrawAndCompare(LayoutCase (*draw)(uint64_t seed, int ranks));
+
   MpiRuntime mpi_;
   Communicator& comm_;
 };
@@ -110,11 +112,11 @@ void Compare(const LayoutCase& layout, Communicator& comm, int steps, double tol
                 later_tolerance, "weight", layout.ToString());
 }
 
-TEST_F(Layouts, TrainTheSameModel) {
+void Layouts::DrawAndCompare(LayoutCase (*draw)(uint64_t seed, int ranks)) {
   const int64_t draws = FromEnvironment("EVENKEEL_LAYOUT_DRAWS", 12);
   const auto seed = static_cast<uint64_t>(FromEnvironment("EVENKEEL_LAYOUT_SEED", 1));
   for (int64_t i = 0; i < draws; ++i) {
-    const LayoutCase layout = DrawLayout(seed + static_cast<uint64_t>(i), comm_.size());
+    const LayoutCase layout = draw(seed + static_cast<uint64_t>(i), comm_.size());
     if (std::getenv("EVENKEEL_LAYOUT_VERBOSE") != nullptr && comm_.rank() == 0) {
       std::printf("%s\n", layout.ToString().c_str());
       std::fflush(stdout);
@@ -126,19 +128,12 @@ TEST_F(Layouts, TrainTheSameModel) {
   }
 }
 
+TEST_F(Layouts, TrainTheSameModel) {
+  DrawAndCompare(DrawLayout);
+}
+
 TEST_F(Layouts, TrainTheSameModelWithDisaggregatedAttention) {
-  const int64_t draws = FromEnvironment("EVENKEEL_LAYOUT_DRAWS", 12);
-  const auto seed = static_cast<uint64_t>(FromEnvironment("EVENKEEL_LAYOUT_SEED", 1));
-  for (int64_t i = 0; i < draws; ++i) {
-    const LayoutCase layout = DrawPooledLayout(seed + static_cast<uint64_t>(i), comm_.size());
-    if (std::getenv("EVENKEEL_LAYOUT_VERBOSE") != nullptr && comm_.rank() == 0) {
-      std::printf("%s\n", layout.ToString().c_str());
-      std::fflush(stdout);
-    }
-    const int steps = i % 2 == 0 ? 0 : i % 4 == 1 || layout.most_tokens() > 1000 ? 2 : 20;
-    Compare<double>(layout, comm_, steps, 1e-12, 1e-10);
-    if (AnyHasFailed()) return;
-  }
+  DrawAndCompare(DrawPooledLayout);
 }
 
 TEST_F(Layouts, TrainTheSameModelOfEveryKindOnOneAxis) {
