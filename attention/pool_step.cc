@@ -73,9 +73,7 @@ class TickPlanner {
         tick.phase == PipelinePhase::kForward ? options_.forward : options_.backward;
     for (int n = 0; n < 2; ++n) {
       FillPool(batches, n == 0 ? NanoBatch::kFirst : NanoBatch::kSecond, pool_);
-      const DisaggregationPlan plan = options_.in_place
-                                          ? PlanInPlace(pool_, cost)
-                                          : PlanDisaggregation(pool_, cost, options_.plan);
+      const DisaggregationPlan plan = PlanDisaggregation(pool_, cost, options_.plan);
       ServerExchange& exchange = layer->nano[n];
       exchange = MakeServerExchange(pool_, plan, rank_, options_.has_residents);
       exchange.label =

@@ -36,7 +36,6 @@ struct PoolPlanOptions {
   AttentionTokenBytes bytes;
   std::vector<double> speed;     // [ranks of the pool]
   bool costs_are_times = false;  // of the costs above: seconds, not (query, key) pairs
-  bool in_place = false;         // no disaggregation: owners compute what they hold
   bool has_residents = true;     // see MakeServerExchange
 };
 

@@ -65,7 +65,6 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
     options.plan = {.tolerance = 0.1, .shard_tokens = 4};
     options.bytes = {.q = 64, .kv = 64, .out = 64, .lse = 8, .kv_gradient = 64};
     options.speed.assign(static_cast<size_t>(shape.num_ranks()), 1);
-    options.in_place = draw.OneIn(4);
     options.has_residents = draw.OneIn(2);
     const auto rank = static_cast<int>(draw(0, shape.num_ranks() - 1));
     const PoolStep step = PlanPoolStep(shape, options, documents, rank);
@@ -90,9 +89,7 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
           pool.speed = options.speed;
           pool.bytes = options.bytes;
           FillPool(batches, n == 0 ? NanoBatch::kFirst : NanoBatch::kSecond, pool);
-          const DisaggregationPlan plan = options.in_place
-                                              ? PlanInPlace(pool, cost)
-                                              : PlanDisaggregation(pool, cost, options.plan);
+          const DisaggregationPlan plan = PlanDisaggregation(pool, cost, options.plan);
           expected[n] = MakeServerExchange(pool, plan, rank, options.has_residents);
           ASSERT_EQ(NumbersOf(layer.nano[n]), NumbersOf(expected[n])) << "layer " << number;
           ASSERT_EQ(layer.nano[n].planned_seconds, plan.load[static_cast<size_t>(rank)]);
