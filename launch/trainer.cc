@@ -18,7 +18,6 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
-#include "runtime/ops/elementwise.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/host_mirror.h"
 #include "scheduler/flops.h"
@@ -315,7 +314,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
     step.clip_norm = config_.train.clip_norm;
     optimizer_.Update(context_, step, model_, sums.Rows(1, 2));
   } else {
-    SetZero(context_, model_.gradients().view());
+    model_.DropGradients(context_);
   }
 
   begin_phase("wait for results");

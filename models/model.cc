@@ -232,6 +232,11 @@ void Model::FinishGradients(const OpContext& context, TensorView sum_of_squares)
   gradient_sum_.Finish(context, gradients().view(), sum_of_squares);
 }
 
+void Model::DropGradients(const OpContext& context) {
+  SetZero(context, store_.gradients().view());
+  store_.ClearGradients(context);
+}
+
 void Model::ForwardOnly(const OpContext& context, int chunk, StagePass& pass) {
   const LayerRange layers = LocalLayers(chunk);
   TensorView x = pass.x, y = Allocate(context, x.shape);

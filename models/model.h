@@ -85,6 +85,8 @@ class Model {
   // Waits until the gradients that this rank owns are those of all ranks' tokens, and adds the sum
   // of the squares of the whole model's gradients to sum_of_squares [1] (float64).
   void FinishGradients(const OpContext& context, TensorView sum_of_squares);
+  // In place of an update: forgets the gradients.
+  void DropGradients(const OpContext& context);
 
   // A forward pass of one chunk that keeps nothing: fills pass.y, which lives in the arena.
   void ForwardOnly(const OpContext& context, int chunk, StagePass& pass);
