@@ -72,7 +72,8 @@ Work AxisComm::SendRecvAsync(absl::Span<const SendTo> sends, absl::Span<const Re
 
 void AxisComm::Wait(Work& work) {
   const auto begin = std::chrono::steady_clock::now();
-  log_.Note(work.Wait());
+  const absl::Status status = work.Wait();
+  if (!is_interrupted()) log_.Note(status);
   log_.AddExposed(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 

@@ -58,6 +58,9 @@ class AxisComm {
   int rank() const { return comm_.rank(); }
   int size() const { return comm_.size(); }
   CommLog& log() { return log_; }
+  // A rank of the axis is gone (Communicator::SetInterrupt). Calls do nothing from then on, which
+  // is no error for the log: other axes are whole, and their calls must match on all ranks.
+  bool is_interrupted() const { return comm_.is_interrupted(); }
 
   Work AllReduceAsync(TensorView data, ReduceOp op, const std::string& label);
   Work AllGatherAsync(ConstTensorView mine, TensorView all, absl::Span<const int64_t> rows,
@@ -81,7 +84,7 @@ class AxisComm {
                 absl::Span<const int64_t> recv_rows, const std::string& label);
 
  private:
-  bool has_failed() const { return !log_.status().ok(); }
+  bool has_failed() const { return !log_.status().ok() || is_interrupted(); }
 
   Communicator& comm_;
   std::string axis_;

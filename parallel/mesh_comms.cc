@@ -81,9 +81,28 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
   if (options.pools_attention) {
     comms->is_dedicated_ = false;  // is on this one
     EK_ASSIGN_OR_RETURN(comms->pool_, comms->Divide(world, at.tp, world.rank(), "pool"));
+    if (comms->pool_ != nullptr) comms->pool_comm_ = comms->comms_.back().get();
   }
   comms->log_.ClearVolumes();
   return comms;
+}
+
+void MeshComms::SetPoolInterrupt(std::function<bool()> is_interrupted) {
+  if (pool_comm_ != nullptr) pool_comm_->SetInterrupt(std::move(is_interrupted));
+}
+
+absl::Status MeshComms::RemakePool(Communicator& world, absl::Span<const int> servers) {
+  std::vector<int> ranks;
+  const auto num_ranks = static_cast<int>(shape_.num_ranks());
+  for (int r = coord_.tp; r < num_ranks; r += shape_.tp) ranks.push_back(r);
+  for (const int server : servers) ranks.push_back(num_ranks + server * shape_.tp + coord_.tp);
+  EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> pool, world.MakeGroup(ranks, "pool"));
+  // Those of before stay: the program may still read or write where their calls were interrupted.
+  comms_.push_back(std::move(pool));
+  pool_comm_ = comms_.back().get();
+  all_axes_.push_back(std::make_unique<AxisComm>(*pool_comm_, "pool", log_));
+  pool_ = all_axes_.back().get();
+  return absl::OkStatus();
 }
 
 // Link i leads from stage i to stage i + 1 (the last one back to the first). A rank is on two links

@@ -1,6 +1,7 @@
 // The communicators of a rank on the mesh, and what the layers of a model see of them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,7 +40,7 @@ struct MeshCommsOptions {
   bool is_interleaved = false;   // several model chunks a rank: the last stage links to the first
   bool pools_attention = false;  // ranks of one tensor-parallel place share core attention
   // Ranks beyond those of the mesh that are on no axis but the pool: tensor-parallel places in
-  // turn.
+  // turn. A multiple of tp.
   int num_dedicated = 0;
   // On the device of the communicators, [1]: a first message over every link of the pipeline. NCCL
   // connects two ranks in the host's first call, which waits for the other rank's: better here than
@@ -61,6 +62,12 @@ class MeshComms {
   // All ranks of this one's tensor-parallel place, in the order of pp, dp, cp, and dedicated ones;
   // null without pools_attention, or for one alone.
   AxisComm* pool() const { return pool_; }
+  // Lets the pool's calls end when one of its ranks is gone (Communicator::SetInterrupt).
+  void SetPoolInterrupt(std::function<bool()> is_interrupted);
+  // In place of the pool one of the ranks of the mesh and these dedicated servers, by number: rank
+  // shape.num_ranks() + server * tp + place of `world`, on which nothing may be under way on any of
+  // their ranks. All of them call it, and no others; the pool has no interrupt.
+  absl::Status RemakePool(Communicator& world, absl::Span<const int> servers);
   CommLog& log() { return log_; }
 
  private:
@@ -76,6 +83,7 @@ class MeshComms {
   std::vector<std::unique_ptr<AxisComm>> all_axes_;
   ModelAxes axes_;
   AxisComm* pool_ = nullptr;
+  Communicator* pool_comm_ = nullptr;
   PipelineLinks links_;
   bool is_dedicated_ = false;
 };

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -140,6 +141,23 @@ class Communicator {
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key,
                                                               const std::string& name) = 0;
 
+  // Makes a group of `ranks` of this one, in ascending order, this rank among them; all of them
+  // call it, and need none of the others, who may be gone. What calls that were interrupted had
+  // under way between these ranks is over when it returns.
+  virtual absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
+                                                                  const std::string& name) = 0;
+
+  // Lets calls end that can not be completed because a peer is gone: once `is_interrupted`, which
+  // is thread-safe and stays true, SendRecvAsync and waits for it, under way or to come, fail with
+  // kUnavailable. The group is then of no more use; other groups are. The tensors of such calls
+  // stay in place until MakeGroup has returned, or the program ends. Collective calls can not be
+  // interrupted: a group that may be makes none.
+  virtual void SetInterrupt(std::function<bool()> is_interrupted) {
+    interrupt_ = std::move(is_interrupted);
+  }
+  // Whether that has happened, or, over NCCL, a peer was found gone. Stays true.
+  virtual bool is_interrupted() const { return interrupt_ != nullptr && interrupt_(); }
+
   // The training step, for reports; holds for all communicators of this rank.
   virtual void SetStep(int64_t step) = 0;
 
@@ -154,6 +172,7 @@ class Communicator {
   int rank_;
   int size_;
   std::string name_;
+  std::function<bool()> interrupt_;
 };
 
 }  // namespace evenkeel

@@ -98,7 +98,18 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, int rank, int size, int id, std:
 }
 
 MpiCommunicator::~MpiCommunicator() {
-  if (!context_->is_broken) MPI_Comm_free(&comm_);
+  if (!context_->is_broken && !context_->has_lost_ranks) MPI_Comm_free(&comm_);
+}
+
+int MpiCommunicator::WorldRankOf(int rank) const {
+  MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
+  MPI_Comm_group(comm_, &group);
+  MPI_Comm_group(MPI_COMM_WORLD, &world);
+  int result = MPI_UNDEFINED;
+  MPI_Group_translate_ranks(group, 1, &rank, world, &result);
+  MPI_Group_free(&group);
+  MPI_Group_free(&world);
+  return result;
 }
 
 void MpiCommunicator::MarkBroken() {
@@ -318,6 +329,7 @@ Work MpiCommunicator::SendRecvAsync(absl::Span<const SendTo> sends,
     return Work(absl::FailedPreconditionError(
         absl::StrCat(call.text, ": an earlier call on ", name(), " has failed")));
   }
+  if (is_interrupted()) return Work(MpiWork::Interrupted(call));
   for (const SendTo& send : sends) call.peers.push_back(send.peer);
   for (const ReceiveFrom& receive : receives) call.peers.push_back(receive.peer);
   std::sort(call.peers.begin(), call.peers.end());
@@ -374,6 +386,32 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Split(int color, 
   MPI_Comm_size(part, &part_size);
   result = std::make_unique<MpiCommunicator>(part, part_rank, part_size, static_cast<int>(id), name,
                                              context_);
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::MakeGroup(
+    absl::Span<const int> ranks, const std::string& name) {
+  MPI_Group all = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
+  MPI_Comm_group(comm_, &all);
+  MPI_Group_incl(all, static_cast<int>(ranks.size()), ranks.data(), &group);
+  MPI_Comm part = MPI_COMM_NULL;
+  // Among the ranks of the group alone; the tag is that of no other such call at the same time.
+  const absl::Status status =
+      ToStatus(MPI_Comm_create_group(comm_, group, ranks[0], &part), "MPI_Comm_create_group");
+  MPI_Group_free(&all);
+  MPI_Group_free(&group);
+  EK_RETURN_IF_ERROR(status);
+  std::vector<int> world_ranks;
+  for (const int rank : ranks) world_ranks.push_back(WorldRankOf(rank));
+  EK_RETURN_IF_ERROR(context_->AwaitInterrupted(world_ranks));
+  int part_rank = 0, part_size = 0;
+  MPI_Comm_rank(part, &part_rank);
+  MPI_Comm_size(part, &part_size);
+  // Its ranks need not have made equally many communicators: it has no place on the status board.
+  auto result = std::make_unique<MpiCommunicator>(part, part_rank, part_size,
+                                                  kMaxBoardCommunicators, name, context_);
+  // Until all have received what they wait for above, all must be in MPI for it to arrive.
+  EK_RETURN_IF_ERROR(result->Barrier("making a group"));
   return result;
 }
 

@@ -41,10 +41,14 @@ class MpiCommunicator : public Communicator {
   Work BarrierAsync(const std::string& label) override;
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key,
                                                       const std::string& name) override;
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
+                                                          const std::string& name) override;
   void SetStep(int64_t step) override { context_->step = step; }
   [[noreturn]] void Abort(ExitCode code) override;
 
   MpiContext& context() { return *context_; }
+  // The rank in MPI_COMM_WORLD.
+  int WorldRankOf(int rank) const;
   // After this every call fails, and the MPI communicator is never freed.
   void MarkBroken();
   // Returns an error if a rank of this host makes another call in place of `call`.

@@ -3,6 +3,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/launch_check.h"
+#include "runtime/comm/status_board.h"
 
 namespace evenkeel {
 
@@ -95,9 +97,29 @@ MpiContext::~MpiContext() {
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::kTimeout));
   }
   board_ = nullptr;
-  if (window_ != MPI_WIN_NULL) MPI_Win_free(&window_);
-  if (local_ != MPI_COMM_NULL) MPI_Comm_free(&local_);
+  if (window_ != MPI_WIN_NULL && !has_lost_ranks) MPI_Win_free(&window_);
+  if (local_ != MPI_COMM_NULL && !has_lost_ranks) MPI_Comm_free(&local_);
   if (owns_mpi_) MPI_Finalize();
+}
+
+absl::Status MpiContext::AwaitInterrupted(const std::vector<int>& world_ranks) {
+  const auto deadline = MonotonicNanoseconds() + static_cast<int64_t>(options_.timeout_s * 1e9);
+  for (InterruptedReceive& receive : interrupted_receives) {
+    // What comes from a rank that is gone comes no more.
+    const bool may_come =
+        std::find(world_ranks.begin(), world_ranks.end(), receive.world_rank) != world_ranks.end();
+    int is_done = may_come ? 0 : 1;
+    while (is_done == 0) {
+      EK_RETURN_IF_ERROR(
+          ToStatus(MPI_Test(&receive.request, &is_done, MPI_STATUS_IGNORE), "MPI_Test"));
+      if (is_done == 0 && MonotonicNanoseconds() > deadline) {
+        return absl::DeadlineExceededError(absl::StrCat(
+            "the rest of an interrupted message from rank ", receive.world_rank, " does not come"));
+      }
+    }
+  }
+  interrupted_receives.clear();
+  return absl::OkStatus();
 }
 
 int MpiContext::LocalRankOf(MPI_Comm comm, int rank) const {

@@ -35,6 +35,17 @@ class MpiContext {
   int64_t step = 0;
   // The number of the next communicator on the board; agreed by its members when it is made.
   int64_t next_communicator = 0;
+  // Waits for what interrupted calls had begun to receive from these ranks of MPI_COMM_WORLD.
+  absl::Status AwaitInterrupted(const std::vector<int>& world_ranks);
+
+  // A receive of an interrupted call, cancelled if nothing of it had arrived.
+  struct InterruptedReceive {
+    MPI_Request request;
+    int world_rank;
+  };
+  std::vector<InterruptedReceive> interrupted_receives;
+  // Ranks are gone: what all ranks would have to free together is not freed.
+  bool has_lost_ranks = false;
   // A call was left unfinished: neither windows nor MPI itself can be freed without hanging.
   bool is_broken = false;
 

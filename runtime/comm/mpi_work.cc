@@ -22,7 +22,8 @@ constexpr int64_t kCheckNanoseconds = 20000000;
 
 MpiWork::~MpiWork() {
   if (!is_finished_ && !has_failed_) {
-    if (const absl::Status status = Wait(); !status.ok()) LogError(std::string(status.message()));
+    const absl::Status status = Wait();
+    if (!status.ok() && !comm_->is_interrupted()) LogError(std::string(status.message()));
   }
   if (!is_finished_) {
     // MPI still writes to these buffers and reads these counts; the program is about to end.
@@ -99,6 +100,28 @@ void MpiWork::Finish(absl::Status status) {
   is_finished_ = true;
 }
 
+absl::Status MpiWork::Interrupted(const MpiCall& call) {
+  return absl::UnavailableError(absl::StrCat(call.text, ": a rank of the group is gone"));
+}
+
+void MpiWork::Interrupt() {
+  MpiContext& context = comm_->context();
+  context.has_lost_ranks = true;
+  for (const Receive& receive : receives_) {
+    MPI_Request& request = requests_[receive.request];
+    if (request == MPI_REQUEST_NULL) continue;
+    // Not of a message that has begun to arrive.
+    (void)MPI_Cancel(&request);
+    context.interrupted_receives.push_back({request, comm_->WorldRankOf(receive.peer)});
+    request = MPI_REQUEST_NULL;
+  }
+  for (MPI_Request& request : requests_) {
+    // A send whose receiver has taken its side back never completes, and needs nothing.
+    if (request != MPI_REQUEST_NULL) (void)MPI_Request_free(&request);
+  }
+  Finish(Interrupted(call_));
+}
+
 absl::Status MpiWork::Wait() {
   if (Test()) return status_;
   MpiContext& context = comm_->context();
@@ -108,6 +131,10 @@ absl::Status MpiWork::Wait() {
   context.board().BeginWait({call_.sequence, context.step, call_.signature, begin, call_.text});
   absl::Status status;
   while (!Test()) {
+    if (comm_->is_interrupted()) {
+      Interrupt();
+      break;
+    }
     const int64_t now = MonotonicNanoseconds();
     if (now - begin < kSpinNanoseconds) {
       sched_yield();

@@ -21,6 +21,8 @@ class MpiWork : public Work::Pending {
   bool Test() override;
   absl::Status Wait() override;
 
+  static absl::Status Interrupted(const MpiCall& call);
+
   // For starting the call: hands out where MPI puts a request.
   MPI_Request* AddRequest();
   // A receive must fill its buffer exactly.
@@ -42,6 +44,8 @@ class MpiWork : public Work::Pending {
     int64_t num_bytes;
   };
 
+  // Takes back what has not begun; the rest is left to the context.
+  void Interrupt();
   void Finish(absl::Status status);
   absl::Status CheckReceives();
 

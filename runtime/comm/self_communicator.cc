@@ -75,6 +75,12 @@ class SelfCommunicator : public Communicator {
     return part;
   }
 
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
+                                                          const std::string& name) override {
+    EK_CHECK(ranks.size() == 1 && ranks[0] == 0) << name << " of one rank";
+    return std::make_unique<SelfCommunicator>(name);
+  }
+
   void SetStep(int64_t) override {}
 
   [[noreturn]] void Abort(ExitCode code) override { std::_Exit(static_cast<int>(code)); }

@@ -137,7 +137,7 @@ NcclCommunicator::~NcclCommunicator() {
     const timespec pause = {0, 100000};
     nanosleep(&pause, nullptr);
   }
-  if (!watchdog.has_failed()) {
+  if (!watchdog.has_failed() && !handle_->is_interrupted()) {
     if (const absl::Status status = handle_->Close(patience); !status.ok()) {
       watchdog.Fail(absl::Status(status.code(), absl::StrCat(status.message(), " on ", place_)));
     }
@@ -151,6 +151,11 @@ NcclCommunicator::~NcclCommunicator() {
 Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
                                const std::string& size, const NcclHandle::GroupCalls& calls) {
   NcclWatchdog& watchdog = context_->watchdog();
+  const auto interrupted = [&] {
+    return Work(absl::UnavailableError(
+        absl::StrCat(op, " \"", label, "\" on ", name(), ": a rank of the group is gone")));
+  };
+  if (handle_->is_interrupted()) return interrupted();
   WatchedCall call;
   call.text = absl::StrCat(op, " \"", label, "\"",
                            size.empty() ? "" : absl::StrCat(" (", size, ")"), " on ", name());
@@ -163,6 +168,7 @@ Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
   call.has_ended = [events] { return events->end.IsComplete(); };
   if (!watchdog.has_failed()) {
     if (absl::Status status = TryEnqueue(call, *events, calls); !status.ok()) {
+      if (handle_->is_interrupted()) return interrupted();
       watchdog.Fail(std::move(status));
     }
   }
@@ -378,6 +384,14 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Split(int color,
   // communicator with an id of its own shares nothing that an abort could leave in use.
   EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> part, bootstrap_->Split(color, key, name));
   if (part == nullptr) return std::unique_ptr<Communicator>();
+  Communicator* bootstrap = part.get();
+  return Create(bootstrap, std::move(part), name, context_);
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::MakeGroup(
+    absl::Span<const int> ranks, const std::string& name) {
+  EK_RETURN_IF_ERROR(context_->watchdog().status());
+  EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> part, bootstrap_->MakeGroup(ranks, name));
   Communicator* bootstrap = part.get();
   return Create(bootstrap, std::move(part), name, context_);
 }

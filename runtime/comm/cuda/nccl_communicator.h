@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -34,6 +35,12 @@ class NcclCommunicator : public Communicator {
   Work BarrierAsync(const std::string& label) override;
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key,
                                                       const std::string& name) override;
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
+                                                          const std::string& name) override;
+  void SetInterrupt(std::function<bool()> is_interrupted) override {
+    handle_->SetInterrupt(std::move(is_interrupted));
+  }
+  bool is_interrupted() const override { return handle_->is_interrupted(); }
   void SetStep(int64_t step) override { context_->watchdog().SetStep(step); }
   [[noreturn]] void Abort(ExitCode code) override;
 

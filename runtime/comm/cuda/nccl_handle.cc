@@ -105,6 +105,22 @@ absl::Status NcclHandle::AwaitReady(const std::string& what, const NcclPatience&
   }
 }
 
+void NcclHandle::SetInterrupt(std::function<bool()> is_interrupted) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  interrupt_ = std::move(is_interrupted);
+}
+
+bool NcclHandle::may_be_interrupted() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return interrupt_ != nullptr;
+}
+
+bool NcclHandle::is_interrupted() const {
+  if (was_interrupted_) return true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return interrupt_ != nullptr && interrupt_();
+}
+
 absl::Status NcclHandle::AsyncError() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (comm_ == nullptr) return absl::OkStatus();

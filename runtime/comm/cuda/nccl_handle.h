@@ -11,6 +11,7 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -53,6 +54,13 @@ class NcclHandle {
   using GroupCalls = std::function<absl::Status(ncclComm_t comm, cudaStream_t stream)>;
   absl::Status RunGroup(const GroupCalls& calls, const NcclPatience& patience);
 
+  // Communicator::SetInterrupt. The watchdog aborts an interrupted communicator.
+  void SetInterrupt(std::function<bool()> is_interrupted);
+  bool may_be_interrupted() const;
+  bool is_interrupted() const;
+  // As if the interrupt had come.
+  void Interrupt() { was_interrupted_ = true; }
+
   // Returns what went wrong on NCCL's own threads since.
   absl::Status AsyncError();
 
@@ -70,7 +78,9 @@ class NcclHandle {
 
   const std::string name_;  // NCCL keeps a pointer to it
   cudaStream_t stream_ = nullptr;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::function<bool()> interrupt_;
+  std::atomic<bool> was_interrupted_{false};
   ncclComm_t comm_ = nullptr;  // null once closed or taken
 };
 

@@ -114,8 +114,20 @@ void NcclWatchdog::CheckCommunicators() {
     communicators = communicators_;
   }
   for (const Watched& watched : communicators) {
+    if (watched.handle->is_interrupted()) {
+      Abort(watched);
+      continue;
+    }
     const absl::Status error = watched.handle->AsyncError();
     if (error.ok()) continue;
+    // A peer that is gone shows here too, before anybody says so.
+    if (watched.handle->may_be_interrupted()) {
+      LogWarning(absl::StrCat(watched.handle->name(), " on ", watched.place, " at step ", step(),
+                              ": ", error.message()));
+      watched.handle->Interrupt();
+      Abort(watched);
+      continue;
+    }
     std::string text =
         absl::StrCat(watched.handle->name(), " failed on ", watched.place, " at step ", step());
     {
@@ -125,6 +137,14 @@ void NcclWatchdog::CheckCommunicators() {
       }
     }
     Fail(absl::Status(error.code(), absl::StrCat(text, ": ", error.message())));
+  }
+}
+
+void NcclWatchdog::Abort(const Watched& watched) {
+  const ncclComm_t comm = watched.handle->TakeForAbort();
+  if (comm == nullptr) return;
+  if (const absl::Status status = ToStatus(ncclCommAbort(comm), "ncclCommAbort"); !status.ok()) {
+    LogError(std::string(status.message()));
   }
 }
 

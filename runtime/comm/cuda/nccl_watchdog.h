@@ -56,6 +56,8 @@ class NcclWatchdog {
   void Run();
   void CheckCalls();
   void CheckCommunicators();
+  // Ends the calls of one communicator; the others go on.
+  void Abort(const Watched& watched);
   void AbortAll();
 
   const int device_;

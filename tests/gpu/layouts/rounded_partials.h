@@ -71,6 +71,15 @@ class RoundedPartials : public Communicator {
     if (!part.ok() || *part == nullptr) return part;
     return std::make_unique<RoundedPartials>(*std::move(part));
   }
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
+                                                          const std::string& name) override {
+    return comm_.MakeGroup(ranks, name);
+  }
+  void SetInterrupt(std::function<bool()> is_interrupted) override {
+    comm_.SetInterrupt(std::move(is_interrupted));
+  }
+  bool is_interrupted() const override { return comm_.is_interrupted(); }
+
   void SetStep(int64_t step) override { comm_.SetStep(step); }
   [[noreturn]] void Abort(ExitCode code) override {
     comm_.Abort(code);

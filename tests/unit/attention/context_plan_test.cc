@@ -45,6 +45,10 @@ class PlaceOnly : public Communicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int, int, const std::string&) override {
     return absl::UnimplementedError("planning does not communicate");
   }
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int>,
+                                                          const std::string&) override {
+    return absl::UnimplementedError("planning does not communicate");
+  }
   void SetStep(int64_t) override {}
   [[noreturn]] void Abort(ExitCode) override { std::abort(); }
 
