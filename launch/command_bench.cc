@@ -324,10 +324,12 @@ void AddLinear(CLI::App& bench, CommandBody* body) {
 }  // namespace
 
 void AddBenchCommand(CLI::App& app, CommandBody* body) {
-  CLI::App* command = app.add_subcommand("bench", "Time attention on this machine's device");
+  CLI::App* command =
+      app.add_subcommand("bench", "Time attention and communication of this machine's devices");
   command->require_subcommand(1);
   AddAttention(*command, body);
   AddLinear(*command, body);
+  AddBenchComm(*command, body);
 }
 
 }  // namespace evenkeel

@@ -25,6 +25,7 @@ void AddConfigCommand(CLI::App& app, CommandBody* body);
 void AddCheckpointCommand(CLI::App& app, CommandBody* body);
 void AddDoctorCommand(CLI::App& app, CommandBody* body);
 void AddBenchCommand(CLI::App& app, CommandBody* body);
+void AddBenchComm(CLI::App& bench, CommandBody* body);  // a part of it
 void AddCompletionCommand(CLI::App& app, CommandBody* body);
 
 // "evenkeel 0.1.0", and what it was built with.

@@ -1,6 +1,7 @@
 """evenkeel bench: tables, the cost file, and what it refuses."""
 
 import json
+import re
 import unittest
 
 from harness import EndToEndTest, REPOSITORY
@@ -87,6 +88,53 @@ class BenchTest(EndToEndTest):
             flops = 4 * 4 * 32 * 32
             self.assertAlmostEqual(row[4], 1e-9 * flops / point["forward_s_per_token"], delta=0.06)
             self.assertAlmostEqual(row[7], 3e-9 * flops / point["backward_s_per_token"], delta=0.06)
+
+    def test_comm(self):
+        for ranks in (2, 3):
+            file = self.folder / "comm.json"
+            output = self.run_program("bench", "comm", "--min-bytes", 1000, "--max-bytes", "600KB",
+                                      "--factor", 8, "--runs", 1, "--json", file, ranks=ranks)
+            self.assertRegex(output, rf"(?m)^# {ranks} ranks, .+, MPI; time of the slowest rank")
+            measured = json.loads(file.read_text())
+            self.assertEqual((measured["ranks"], measured["library"]), (ranks, "MPI"))
+            points = measured["points"]
+            factors = {"all-reduce": 2 * (ranks - 1) / ranks, "send-recv": 1}
+            ops = ["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "all-to-all-rounds",
+                   "send-recv"]
+            sizes = [1000, 8000, 64000, 512000]
+            self.assertEqual([point["op"] for point in points],
+                             [op for op in ops for _ in sizes])
+            table = [line.split() for line in output.splitlines() if re.match(r" +\d", line)]
+            self.assertEqual(len(table), len(points))
+            for row, point, size in zip(table, points, sizes * len(ops)):
+                op = point["op"]
+                parts = 1 if op in ("all-reduce", "send-recv") else ranks
+                # Whole rows of four elements for each rank.
+                self.assertEqual(point["elements"], size // parts // 16 * 4, op)
+                self.assertEqual(point["bytes"], 4 * parts * point["elements"])
+                self.assertEqual(point["calls"], ranks - 1 if op == "all-to-all-rounds" else 1)
+                self.assertEqual(point["wrong"], 0)
+                rate = point["bytes"] / point["seconds"] * 1e-9
+                self.assertAlmostEqual(point["algbw_gb_s"], rate, delta=1e-6 * rate)
+                bus = rate * factors.get(op, (ranks - 1) / ranks)
+                self.assertAlmostEqual(point["busbw_gb_s"], bus, delta=1e-6 * bus)
+                self.assertEqual([int(row[0]), int(row[1]), row[2], int(row[7])],
+                                 [point["bytes"], point["elements"], "float", 0])
+                self.assertEqual(row[3], "sum" if "reduce" in op else "none")
+                self.assertAlmostEqual(float(row[4]), 1e6 * point["seconds"], delta=0.01)
+                self.assertAlmostEqual(float(row[6]), bus, delta=0.01)
+        output = self.run_program("bench", "comm", "--ops", "send-recv,all-gather", "--max-bytes",
+                                  100, "--runs", 1, ranks=2)
+        self.assertEqual(re.findall(r"(?m)^# (\S+), (?:in|out)", output), ["send-recv", "all-gather"])
+
+    def test_comm_refusals(self):
+        bench = ("bench", "comm")
+        self.assertIn("mpirun -np N", self.run_program(*bench, code=USAGE))
+        self.assertIn("lower --max-bytes",
+                      self.run_program(*bench, "--max-bytes", "900GB", ranks=2, code=USAGE))
+        self.assertIn("--ops", self.run_program(*bench, "--ops", "gossip", code=USAGE))
+        self.assertIn("cannot be written",
+                      self.run_program(*bench, "--json", self.folder, code=USAGE))
 
     def test_refusals(self):
         softmax = REPOSITORY / "configs" / "llama3_8b.yaml"
