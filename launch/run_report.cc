@@ -52,6 +52,8 @@ void RunReport::Step(const StepMetrics& m) {
                                      {"mfu", m.mfu},
                                      {"exposed_comm_ms", m.exposed_comm_seconds * 1e3},
                                      {"exposed_comm_share", m.exposed_comm_share},
+                                     {"least_exposed_share", m.least_exposed_share},
+                                     {"most_exposed_share", m.most_exposed_share},
                                      {"pipeline_wait_ms", m.pipeline_wait_seconds * 1e3},
                                      {"sent_bytes", m.sent_bytes},
                                      {"data_ms", m.data_seconds * 1e3},

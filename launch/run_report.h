@@ -40,6 +40,8 @@ struct StepMetrics {
   double mfu = 0;          // share of the ranks' peak
   double exposed_comm_seconds = 0;
   double exposed_comm_share = 0;     // of the step, the mean over the ranks
+  double least_exposed_share = 0;    // of the rank that waited least
+  double most_exposed_share = 0;     // and most
   double pipeline_wait_seconds = 0;  // of that, for other stages
   double sent_bytes = 0;             // by this rank, over the axes of the mesh
   double data_seconds = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -325,11 +326,17 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
   EK_RETURN_IF_ERROR(ShareServerLoads(result));
-  double shared[3] = {CountsLosses() ? values[0] : 0, StopRequested() ? 1.0 : 0.0,
-                      result.exposed_comm_seconds};
-  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(shared, DType::kF64, {3}), ReduceOp::kSum,
-                                     "loss, requests to stop, waiting"));
-  result.mean_exposed_seconds = shared[2] / comm_.size();
+  std::vector<double> shared(static_cast<size_t>(2 + comm_.size()), 0.0);
+  shared[0] = CountsLosses() ? values[0] : 0;
+  shared[1] = StopRequested() ? 1 : 0;
+  shared[static_cast<size_t>(2 + comm_.rank())] = result.exposed_comm_seconds;
+  EK_RETURN_IF_ERROR(
+      comm_.AllReduce(TensorView(shared.data(), DType::kF64, {static_cast<int64_t>(shared.size())}),
+                      ReduceOp::kSum, "loss, requests to stop, waiting"));
+  const auto waits = absl::MakeSpan(shared).subspan(2);
+  result.mean_exposed_seconds = std::accumulate(waits.begin(), waits.end(), 0.0) / comm_.size();
+  result.least_exposed_seconds = *std::min_element(waits.begin(), waits.end());
+  result.most_exposed_seconds = *std::max_element(waits.begin(), waits.end());
   result.loss = shared[0] * scale;
   result.stop_requested = shared[1] > 0;
   result.grad_norm = std::sqrt(values[1]);
@@ -375,6 +382,8 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.mfu = result.model_flops / seconds / (peak_flops_ * world_.size());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
   metrics.exposed_comm_share = result.mean_exposed_seconds / seconds;
+  metrics.least_exposed_share = result.least_exposed_seconds / seconds;
+  metrics.most_exposed_share = result.most_exposed_seconds / seconds;
   metrics.pipeline_wait_seconds = pipeline_.waiting_seconds();
   metrics.sent_bytes = result.sent_bytes;
   metrics.data_seconds = result.data_seconds;

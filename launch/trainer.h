@@ -49,7 +49,8 @@ class Trainer {
     int64_t valid_tokens = 0;
     double model_flops = 0;
     double exposed_comm_seconds = 0;
-    double mean_exposed_seconds = 0;  // over the ranks of the mesh
+    // Over the ranks of the mesh.
+    double mean_exposed_seconds = 0, least_exposed_seconds = 0, most_exposed_seconds = 0;
     double sent_bytes = 0;
     double data_seconds = 0;
     bool applied = false;  // false: no token had a target, or the step was not finite

@@ -67,6 +67,9 @@ class DisaggregationTest(EndToEndTest):
             self.assertGreaterEqual(row["most_sent_bytes"], row["sent_bytes"], layout)
             self.assertGreater(row["exposed_comm_share"], 0, layout)
             self.assertLess(row["exposed_comm_share"], 1, layout)
+            self.assertLess(row["least_exposed_share"], row["exposed_comm_share"], layout)
+            self.assertLess(row["exposed_comm_share"], row["most_exposed_share"], layout)
+            self.assertLess(row["most_exposed_share"], 1, layout)
             self.assertGreater(row["planning_ms"], 0, layout)
             self.assertGreaterEqual(row["planning_wait_ms"], 0, layout)
 
