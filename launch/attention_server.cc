@@ -12,45 +12,9 @@
 
 namespace evenkeel {
 
-absl::Status BroadcastOrder(Communicator& world, ServerOrder& order) {
-  int64_t values[2] = {order.goes_on, order.step};
-  Work work = world.BroadcastAsync(TensorView(values, DType::kI64, {2}), /*root=*/0,
-                                   "order to attention servers");
-  // An evaluation or a checkpoint may take longer than any message; ranks that are gone end the
-  // job.
-  absl::Status status = work.Wait();
-  while (absl::IsDeadlineExceeded(status) && world.rank() != 0) status = work.Wait();
-  order = {values[0], values[1]};
-  return status;
-}
-
-absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& plan,
-                                      const ServerTimes& forward, const ServerTimes& backward,
-                                      double sent_bytes) {
-  constexpr int kValues = 5;
-  double mine[kValues] = {forward.planned, forward.seconds, backward.planned, backward.seconds,
-                          sent_bytes};
-  std::vector<double> all(static_cast<size_t>(kValues * world.size()));
-  EK_RETURN_IF_ERROR(world.AllGather(ConstTensorView(mine, DType::kF64, {1, kValues}),
-                                     TensorView(all.data(), DType::kF64, {world.size(), kValues}),
-                                     "loads of attention servers"));
-  PoolLoads gathered;
-  gathered.loads.resize(static_cast<size_t>(plan.pool().num_ranks()));
-  for (int rank = 0; rank < world.size(); ++rank) {
-    const double* row = &all[static_cast<size_t>(kValues * rank)];
-    ServerLoad& load = gathered.loads[static_cast<size_t>(rank / plan.mesh.tp)];
-    for (int phase = 0; phase < 2; ++phase) {
-      load.planned[phase] += row[2 * phase];
-      load.seconds[phase] += row[2 * phase + 1];
-    }
-    gathered.most_sent_bytes = std::max(gathered.most_sent_bytes, row[4]);
-  }
-  return gathered;
-}
-
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
     const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
-    const OpContext& context, int world_rank) {
+    const OpContext& context, int pool_rank) {
   if (plan.learns_speeds && context.cuda != nullptr) {
     return absl::InvalidArgumentError(
         "parallel.attention_speeds is measured, but on a GPU the host does not know how long "
@@ -73,27 +37,45 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
   return std::make_unique<AttentionPlanner>(
       plan.pool(), options, std::move(order),
       AttentionPlanner::Batches{config.train.global_batch_size, config.train.micro_batch_size},
-      world_rank / plan.mesh.tp);
+      pool_rank);
 }
 
-absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(const RunConfig& config,
-                                                                         const RankRuntime& rank) {
+absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
+    const RunConfig& config, const RankRuntime& rank, std::unique_ptr<ServerLine> line) {
   EK_ASSIGN_OR_RETURN(ParallelPlan plan,
                       PlanParallel(config.model, config.parallel, rank.comm.size()));
-  std::unique_ptr<AttentionServer> server(new AttentionServer(config, rank, std::move(plan)));
-  EK_ASSIGN_OR_RETURN(const IndexedDataset dataset,
+  EK_ASSIGN_OR_RETURN(IndexedDataset dataset,
                       IndexedDataset::Open(config.data.train, config.model.vocab_size));
-  Communicator& device_comm = rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world();
-  EK_ASSIGN_OR_RETURN(server->mesh_, MeshComms::Create(device_comm, server->plan_.comms()));
-  EK_ASSIGN_OR_RETURN(server->planner_, MakeAttentionPlanner(config, server->plan_, dataset,
-                                                             rank.context, rank.comm.rank()));
+  std::unique_ptr<AttentionServer> server(
+      new AttentionServer(config, rank, std::move(plan), std::move(line), std::move(dataset)));
+  EK_ASSIGN_OR_RETURN(server->mesh_,
+                      MeshComms::Create(server->device_world(), server->plan_.comms()));
+  server->line_->Watch(*server->mesh_);
+  EK_RETURN_IF_ERROR(server->MakePlanner());
   return server;
 }
 
-absl::Status AttentionServer::Serve(int64_t step) {
-  rank_.comm.SetStep(step + 1);
-  if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(step + 1);
-  PoolStep plan = planner_->Take(step);
+Communicator& AttentionServer::device_world() const {
+  return rank_.gpu_comm == nullptr ? rank_.comm : rank_.gpu_comm->world();
+}
+
+absl::Status AttentionServer::MakePlanner() {
+  const std::vector<int>& servers = line_->servers();
+  const auto number =
+      (rank_.comm.rank() - static_cast<int>(plan_.mesh.num_ranks())) / plan_.mesh.tp;
+  const auto place = std::find(servers.begin(), servers.end(), number) - servers.begin();
+  plan_.num_dedicated = static_cast<int>(servers.size());
+  EK_ASSIGN_OR_RETURN(planner_,
+                      MakeAttentionPlanner(config_, plan_, dataset_, rank_.context,
+                                           plan_.pool().num_owners() + static_cast<int>(place)));
+  return absl::OkStatus();
+}
+
+absl::Status AttentionServer::Serve(const ServerOrder& order) {
+  rank_.comm.SetStep(order.step + 1);
+  if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(order.step + 1);
+  if (plan_.learns_speeds && !order.loads.empty()) planner_->Learn(order.loads);
+  PoolStep plan = planner_->Take(order.step);
   ServerTimes times[2];
   const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
                           times};
@@ -105,18 +87,21 @@ absl::Status AttentionServer::Serve(int64_t step) {
   }
   EK_RETURN_IF_ERROR(WaitForOps(rank_.context));
   EK_RETURN_IF_ERROR(mesh_->log().status());
-  EK_ASSIGN_OR_RETURN(const PoolLoads loads, GatherLoads(rank_.comm, plan_, times[0], times[1],
-                                                         mesh_->log().TakeSentBytes()));
-  if (plan_.learns_speeds) planner_->Learn(loads.loads);
-  return absl::OkStatus();
+  return line_->Report({times[0], times[1], mesh_->log().TakeSentBytes()});
 }
 
 absl::Status AttentionServer::Run() {
   while (true) {
-    ServerOrder order;
-    EK_RETURN_IF_ERROR(BroadcastOrder(rank_.comm, order));
-    if (order.goes_on == 0) return absl::OkStatus();
-    EK_RETURN_IF_ERROR(Serve(order.step));
+    const absl::StatusOr<ServerOrder> order = line_->NextOrder();
+    if (line_->misses_server()) {
+      EK_ASSIGN_OR_RETURN(const bool serves, line_->Rejoin(device_world(), *mesh_));
+      if (!serves) return absl::OkStatus();
+      EK_RETURN_IF_ERROR(MakePlanner());
+      continue;
+    }
+    EK_RETURN_IF_ERROR(order.status());
+    if (!order->goes_on) return absl::OkStatus();
+    EK_RETURN_IF_ERROR(Serve(*order));
   }
 }
 

@@ -1,6 +1,6 @@
 // A rank that holds no weights and computes attention for those that do
-// (parallel.attention_servers): it takes part in every step's ticks as the plan says, and learns
-// between steps whether there is another one.
+// (parallel.attention_servers): it takes part in every step's ticks as the plan says, and is told
+// between steps whether there is another one (launch/server_line.h).
 #pragma once
 
 #include <cstdint>
@@ -11,49 +11,44 @@
 #include "launch/attention_planner.h"
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
+#include "launch/server_line.h"
 #include "parallel/mesh_comms.h"
 #include "runtime/data/indexed_dataset.h"
 
 namespace evenkeel {
 
-// What rank 0 tells dedicated servers before each step.
-struct ServerOrder {
-  int64_t goes_on = 0;  // 0: training has ended
-  int64_t step = 0;     // steps done
-};
-absl::Status BroadcastOrder(Communicator& world, ServerOrder& order);
-
-// What each server of the pool measured in a step, on every rank of the world, the dedicated ones
-// included; and the sums over tensor-parallel ranks, by rank of the pool. Collective.
-struct PoolLoads {
-  std::vector<ServerLoad> loads;
-  double most_sent_bytes = 0;  // of any rank
-};
-absl::StatusOr<PoolLoads> GatherLoads(Communicator& world, const ParallelPlan& plan,
-                                      const ServerTimes& forward, const ServerTimes& backward,
-                                      double sent_bytes);
-
-// The planner of a run, for a rank of the world.
+// The planner of a run, for a rank of the pool.
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
     const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
-    const OpContext& context, int world_rank);
+    const OpContext& context, int pool_rank);
 
 class AttentionServer {
  public:
   // Collective with Trainer::Create on the other ranks.
   static absl::StatusOr<std::unique_ptr<AttentionServer>> Create(const RunConfig& config,
-                                                                 const RankRuntime& rank);
-  // Serves until training ends.
+                                                                 const RankRuntime& rank,
+                                                                 std::unique_ptr<ServerLine> line);
+  // Serves until training ends, or this server is not needed any more.
   absl::Status Run();
 
  private:
-  AttentionServer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan)
-      : config_(config), rank_(rank), plan_(std::move(plan)) {}
-  absl::Status Serve(int64_t step);
+  AttentionServer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
+                  std::unique_ptr<ServerLine> line, IndexedDataset dataset)
+      : config_(config),
+        rank_(rank),
+        plan_(std::move(plan)),
+        line_(std::move(line)),
+        dataset_(std::move(dataset)) {}
+  Communicator& device_world() const;
+  // For the servers that are left.
+  absl::Status MakePlanner();
+  absl::Status Serve(const ServerOrder& order);
 
   RunConfig config_;
   RankRuntime rank_;
   ParallelPlan plan_;
+  std::unique_ptr<ServerLine> line_;
+  IndexedDataset dataset_;
   std::unique_ptr<MeshComms> mesh_;
   std::unique_ptr<AttentionPlanner> planner_;
 };

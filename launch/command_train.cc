@@ -34,17 +34,20 @@ absl::Status Train(const ConfigOptions& options) {
         AgreeOnStatus(rank.comm, CheckFits(config, rank.comm.size(), rank.memory), "memory"));
     EK_ASSIGN_OR_RETURN(const ParallelPlan plan,
                         PlanParallel(config.model, config.parallel, rank.comm.size()));
-    std::unique_ptr<Communicator> mesh_comm;
+    MeshRanks mesh;
     if (plan.num_dedicated > 0) {
       const bool serves = plan.is_dedicated(rank.comm.rank());
-      EK_ASSIGN_OR_RETURN(mesh_comm, rank.comm.Split(serves ? 1 : 0, rank.comm.rank(), "mesh"));
+      EK_ASSIGN_OR_RETURN(mesh.comm, rank.comm.Split(serves ? 1 : 0, rank.comm.rank(), "mesh"));
+      EK_ASSIGN_OR_RETURN(mesh.servers,
+                          ServerLine::Create(rank.comm, serves ? nullptr : mesh.comm.get(), plan,
+                                             config.runtime.lost_after_s));
       if (serves) {
-        auto server = AttentionServer::Create(config, rank);
+        auto server = AttentionServer::Create(config, rank, std::move(mesh.servers));
         EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, server.status(), "start"));
         return (*server)->Run();
       }
     }
-    auto trainer = Trainer::Create(config, rank, std::move(mesh_comm));
+    auto trainer = Trainer::Create(config, rank, std::move(mesh));
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());
     if (rank.comm.rank() == 0) {

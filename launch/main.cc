@@ -76,6 +76,7 @@ int Main(int argc, char** argv) {
   }
   const absl::Status status = body();
   ReportFailureOnce(status);
+  RecordExitCode(ExitCodeOf(status));
   return static_cast<int>(ExitCodeOf(status));
 }
 

@@ -92,6 +92,9 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
                  absl::StrCat("'", servers, "' is neither in_place nor a number of ranks"));
     return;
   }
+  fields.Int("attention_servers_min", &config.attention_servers_min,
+             "dedicated servers: with fewer left, after others were lost, training saves and stops",
+             1, kMostRanks);
   fields.Enum("attention_speeds", &config.attention_learns_speeds,
               "disaggregated: servers are taken to be equally fast, or as fast as was measured in "
               "the steps before (on CPUs), where runs are then no longer the same to the bit",
@@ -136,6 +139,12 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   const bool has_softmax = model.has_kind(LayerKind::kSoftmax);
   EK_RETURN_IF_ERROR(CheckPool(config, has_softmax));
   plan.num_dedicated = config.attention_servers;
+  plan.least_dedicated = config.attention_servers_min;
+  if (plan.num_dedicated > 0 && plan.least_dedicated > plan.num_dedicated) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parallel.attention_servers_min is ", plan.least_dedicated,
+                     ", more than parallel.attention_servers, which is ", plan.num_dedicated));
+  }
   const int64_t servers = int64_t{1} * plan.num_dedicated * config.mesh.tp;
   if (servers >= world_size) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -41,7 +41,8 @@ struct ParallelConfig {
   StateExchange linear_attention = StateExchange::kGather;
   SplitPolicy split = SplitPolicy::kAuto;
   // With attention: disaggregated.
-  int attention_servers = 0;  // dedicated ranks a tensor-parallel place; 0: those of the mesh
+  int attention_servers = 0;      // dedicated ranks a tensor-parallel place; 0: those of the mesh
+  int attention_servers_min = 1;  // with fewer left of the dedicated ones, training stops
   bool attention_learns_speeds = false;
   std::string attention_cost;  // file of AttentionCostFile; empty: pairs are counted
   double attention_tolerance = 0.05;
@@ -65,6 +66,7 @@ struct ParallelPlan {
   ServerPassMode server_mode;
   bool learns_speeds = false;  // plans follow what servers measured
   int num_dedicated = 0;       // attention servers beside the mesh, a tensor-parallel place
+  int least_dedicated = 1;     // with fewer left, training stops
 
   // Ranks beyond those of the mesh are dedicated servers, tensor-parallel places in turn.
   int num_ranks() const { return static_cast<int>(mesh.num_ranks()) + num_dedicated * mesh.tp; }

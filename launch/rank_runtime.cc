@@ -93,10 +93,15 @@ absl::Status RunOnRank(const RankOptions& options,
     status = RunBody(options, mpi.world(), {mpi.local_rank(), mpi.local_size()}, body);
   // Before MPI ends: once a rank has left with an error, mpirun ends the others, and what they had
   // yet to say is lost.
-  const bool is_alone = !status.ok() && LeavesPeersWaiting(ExitCodeOf(status));
+  // kCancelled: all ranks have agreed to leave.
+  const bool is_alone =
+      !status.ok() && !absl::IsCancelled(status) && LeavesPeersWaiting(ExitCodeOf(status));
   status = is_alone || mpi.world().rank() == 0 ? ReportFailure(std::move(status))
                                                : MarkReported(std::move(status));
-  if (is_alone && mpi.world().size() > 1) mpi.world().Abort(ExitCodeOf(status));
+  if (is_alone && mpi.world().size() > 1) {
+    RecordExitCode(ExitCodeOf(status));
+    mpi.world().Abort(ExitCodeOf(status));
+  }
   return status;
 }
 

@@ -97,6 +97,9 @@ void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
               "activations computed again in the backward pass to save memory",
               {{"none", Recompute::kNone}, {"mlp", Recompute::kMlp}, {"layer", Recompute::kLayer}});
   fields.Float("timeout_s", &config.timeout_s, "longest wait for other ranks, seconds", 0.01, 1e7);
+  fields.Float("lost_after_s", &config.lost_after_s,
+               "with dedicated attention servers: a rank that is silent for so long is lost", 0.1,
+               1e7);
   fields.Int("bucket_mb", &config.bucket_mb,
              "MiB of gradients reduced at a time; 0 = 4 on CPUs, 64 on GPUs", 0, 65536);
   fields.Float("peak_gflops", &config.peak_gflops,

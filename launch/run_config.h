@@ -57,8 +57,9 @@ struct RuntimeConfig {
   int64_t threads = 0;  // a rank; 0: the host's cores shared among its ranks
   Recompute recompute = Recompute::kNone;
   double timeout_s = 300;
-  int64_t bucket_mb = 0;   // gradients reduced at a time; 0: 4 on CPUs, 64 on GPUs
-  double peak_gflops = 0;  // of a rank, for mfu; 0: measured at the start
+  double lost_after_s = 5;  // a rank that is silent for so long is lost (launch/server_line.h)
+  int64_t bucket_mb = 0;    // gradients reduced at a time; 0: 4 on CPUs, 64 on GPUs
+  double peak_gflops = 0;   // of a rank, for mfu; 0: measured at the start
 };
 
 // What ops compute in: what was chosen, or the device's own (float32, bf16 on a GPU).

@@ -19,6 +19,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
+#include "runtime/ops/elementwise.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/host_mirror.h"
 #include "scheduler/flops.h"
@@ -47,13 +48,13 @@ std::vector<int64_t> PieceLengths(const PackedBatch& batch) {
 }  // namespace
 
 Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
-                 std::unique_ptr<Communicator> mesh_host_comm, std::unique_ptr<MeshComms> mesh,
-                 TrainingData data, Model model, Optimizer optimizer)
+                 MeshRanks mesh_ranks, std::unique_ptr<MeshComms> mesh, TrainingData data,
+                 Model model, Optimizer optimizer)
     : config_(config),
       context_(rank.context),
       world_(rank.comm),
-      mesh_host_comm_(std::move(mesh_host_comm)),
-      comm_(mesh_host_comm_ == nullptr ? rank.comm : *mesh_host_comm_),
+      mesh_ranks_(std::move(mesh_ranks)),
+      comm_(mesh_ranks_.comm == nullptr ? rank.comm : *mesh_ranks_.comm),
       gpu_comm_(rank.gpu_comm),
       tracker_(rank.tracker),
       plan_(std::move(plan)),
@@ -65,9 +66,9 @@ Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan 
       shape_(ShapeOf(config.model)),
       start_seconds_(Now()) {}
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
-    const RunConfig& config, const RankRuntime& rank,
-    std::unique_ptr<Communicator> mesh_host_comm) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
+                                                         const RankRuntime& rank,
+                                                         MeshRanks mesh_ranks) {
   EK_ASSIGN_OR_RETURN(ParallelPlan plan,
                       PlanParallel(config.model, config.parallel, rank.comm.size()));
   EK_ASSIGN_OR_RETURN(
@@ -88,14 +89,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model, setup, rank.tracker));
   EK_ASSIGN_OR_RETURN(Optimizer optimizer,
                       Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
-  std::unique_ptr<Trainer> trainer(
-      new Trainer(config, rank, std::move(plan), std::move(mesh_host_comm), std::move(mesh),
-                  std::move(data), std::move(model), std::move(optimizer)));
-  if (trainer->plan_.pools_attention()) {
-    EK_ASSIGN_OR_RETURN(trainer->attention_planner_,
-                        MakeAttentionPlanner(config, trainer->plan_, trainer->data_.dataset(),
-                                             rank.context, rank.comm.rank()));
-  }
+  std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh_ranks),
+                                               std::move(mesh), std::move(data), std::move(model),
+                                               std::move(optimizer)));
+  if (trainer->plan_.pools_attention()) EK_RETURN_IF_ERROR(trainer->MakePlanner());
+  if (const auto& servers = trainer->mesh_ranks_.servers) servers->Watch(*trainer->mesh_);
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));
@@ -162,6 +160,14 @@ absl::Status Trainer::Start() {
           plan_.num_dedicated > 0 ? plan_.num_dedicated : plan_.pool().num_ranks(),
           plan_.num_dedicated > 0 ? "dedicated servers" : "servers",
           plan_.context.split == SequenceSplit::kHalves ? ", two nano-batches in turn" : ""));
+      if (mesh_ranks_.servers != nullptr) {
+        report_->Message(mesh_ranks_.servers->outlives_servers()
+                             ? absl::StrFormat("a server that is silent for %g s is lost: the run "
+                                               "goes on with at least %d",
+                                               config_.runtime.lost_after_s, plan_.least_dedicated)
+                             : "a lost server ends the run: to go on without it, start with "
+                               "launch/resilient.sh in place of mpirun");
+      }
     }
     if (context_.cuda != nullptr) {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
@@ -173,9 +179,8 @@ absl::Status Trainer::Start() {
 
 absl::Status Trainer::Run() {
   const absl::Status status = RunSteps();
-  if (plan_.num_dedicated == 0 || absl::IsDeadlineExceeded(status)) return status;
-  ServerOrder ended;
-  EK_RETURN_IF_ERROR(BroadcastOrder(world_, ended));
+  if (mesh_ranks_.servers == nullptr || absl::IsDeadlineExceeded(status)) return status;
+  EK_RETURN_IF_ERROR(mesh_ranks_.servers->Order(ServerOrder()));
   return status;
 }
 
@@ -189,14 +194,14 @@ absl::Status Trainer::RunSteps() {
     if (gpu_comm_ != nullptr) gpu_comm_->world().SetStep(progress_.step + 1);
     EK_RETURN_IF_ERROR(tracer_->BeginStep(progress_.step + 1, context_));
     const double begin = Now();
-    if (plan_.num_dedicated > 0) {
-      ServerOrder order{1, progress_.step};
-      EK_RETURN_IF_ERROR(BroadcastOrder(world_, order));
+    const absl::StatusOr<StepResult> result = Step();
+    if (has_too_few_servers_ && config_.checkpoint.every >= 0 && saved_step_ != progress_.step) {
+      EK_RETURN_IF_ERROR(Save());
     }
-    EK_ASSIGN_OR_RETURN(const StepResult result, Step());
+    EK_RETURN_IF_ERROR(result.status());
     tracer_->EndStep(progress_.step, context_);
-    EK_RETURN_IF_ERROR(ReportStep(result, Now() - begin));
-    stop = result.stop_requested;
+    EK_RETURN_IF_ERROR(ReportStep(*result, Now() - begin));
+    stop = result->stop_requested;
     const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
     if (due(config_.train.eval_every) && !stop) EK_RETURN_IF_ERROR(EvaluateHeldOut());
     if (due(config_.checkpoint.every) && !stop) EK_RETURN_IF_ERROR(Save());
@@ -254,18 +259,84 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
   return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
 }
 
-absl::Status Trainer::ShareServerLoads(const StepResult& result) {
-  if (attention_planner_ == nullptr) return absl::OkStatus();
-  EK_ASSIGN_OR_RETURN(
-      const PoolLoads pool,
-      GatherLoads(world_, plan_, pipeline_.server_times(PipelinePhase::kForward),
-                  pipeline_.server_times(PipelinePhase::kBackward), result.sent_bytes));
+absl::Status Trainer::MakePlanner() {
+  if (mesh_ranks_.servers != nullptr) {
+    plan_.num_dedicated = static_cast<int>(mesh_ranks_.servers->servers().size());
+  }
+  EK_ASSIGN_OR_RETURN(attention_planner_,
+                      MakeAttentionPlanner(config_, plan_, data_.dataset(), context_,
+                                           comm_.rank() / plan_.mesh.tp));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::ComputeGradients(const std::vector<PackedBatch>& batches, double scale,
+                                       TensorView sums) {
+  while (true) {
+    if (mesh_ranks_.servers != nullptr) {
+      EK_RETURN_IF_ERROR(mesh_ranks_.servers->Order({true, progress_.step, loads_}));
+    }
+    EK_RETURN_IF_ERROR(TrainBatches(batches, scale, sums.Rows(0, 1)));
+    model_.FinishGradients(context_, sums.Rows(1, 2));
+    if (attention_planner_ == nullptr) return absl::OkStatus();
+    EK_ASSIGN_OR_RETURN(const bool is_whole, ShareServerLoads());
+    if (is_whole) return absl::OkStatus();
+    EK_RETURN_IF_ERROR(ReplaceServers());
+    model_.DropGradients(context_);
+    SetZero(context_, sums);
+  }
+}
+
+absl::StatusOr<bool> Trainer::ShareServerLoads() {
+  EK_RETURN_IF_ERROR(mesh_->log().status());
+  const RankLoad mine{pipeline_.server_times(PipelinePhase::kForward),
+                      pipeline_.server_times(PipelinePhase::kBackward), mesh_->log().sent_bytes()};
+  PoolLoads pool;
+  if (mesh_ranks_.servers == nullptr) {
+    EK_ASSIGN_OR_RETURN(pool, GatherLoads(comm_, plan_.mesh.tp, mine));
+  } else {
+    // On a GPU only the end of the pass tells whether its messages came.
+    if (mesh_ranks_.servers->outlives_servers()) EK_RETURN_IF_ERROR(WaitForOps(context_));
+    const bool is_interrupted = mesh_->pool() != nullptr && mesh_->pool()->is_interrupted();
+    bool is_whole = true;
+    EK_ASSIGN_OR_RETURN(pool, mesh_ranks_.servers->Collect(mine, is_interrupted, &is_whole));
+    loads_.clear();
+    if (!is_whole) return false;
+    loads_ = pool.loads;
+  }
   attention_.most_sent_bytes = pool.most_sent_bytes;
   // On a GPU the host does not know how long kernels take.
-  if (context_.cuda != nullptr) return absl::OkStatus();
+  if (context_.cuda != nullptr) return true;
   attention_.measured_imbalance = MeasuredImbalance(pool.loads);
   if (plan_.learns_speeds) attention_planner_->Learn(pool.loads);
-  return absl::OkStatus();
+  return true;
+}
+
+absl::Status Trainer::ReplaceServers() {
+  ServerLine& servers = *mesh_ranks_.servers;
+  const double begin = Now();
+  Communicator& device_world = gpu_comm_ == nullptr ? world_ : gpu_comm_->world();
+  EK_ASSIGN_OR_RETURN(const std::string who, servers.Regroup(device_world, *mesh_));
+  const auto left = static_cast<int>(servers.servers().size());
+  if (report_.has_value()) {
+    report_->Fault(progress_.step + 1,
+                   absl::StrFormat("lost of the attention servers: %s; %d left%s", who, left,
+                                   left < plan_.least_dedicated
+                                       ? ""
+                                       : absl::StrFormat(", the step is computed again (%.1f s)",
+                                                         Now() - begin)));
+  }
+  if (left < plan_.least_dedicated) {
+    has_too_few_servers_ = true;
+    if (report_.has_value()) report_->Finish();
+    return WithExitCode(
+        absl::CancelledError(absl::StrCat(
+            "of the attention servers ", left, " are left, fewer than ", plan_.least_dedicated,
+            " (parallel.attention_servers_min): stopped at step ", progress_.step,
+            config_.checkpoint.every >= 0 ? ", saved; the same command goes on from there"
+                                          : "; nothing was saved, as checkpoint.every is -1")),
+        ExitCode::kPeersLost);
+  }
+  return MakePlanner();
 }
 
 bool Trainer::CountsLosses() const {
@@ -305,8 +376,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
   const TensorView sums = context_.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-  EK_RETURN_IF_ERROR(TrainBatches(*batches, scale, sums.Rows(0, 1)));
-  model_.FinishGradients(context_, sums.Rows(1, 2));
+  EK_RETURN_IF_ERROR(ComputeGradients(*batches, scale, sums));
   // Every rank has the same norm, so all update, or, if it is not finite, none.
   if (result.valid_tokens > 0) {
     AdamWStepParams step;
@@ -325,15 +395,19 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   const double waited = mesh_->log().TakeExposedSeconds();
   result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();
-  EK_RETURN_IF_ERROR(ShareServerLoads(result));
-  std::vector<double> shared(static_cast<size_t>(2 + comm_.size()), 0.0);
+  const auto ranks = static_cast<size_t>(comm_.size()), me = static_cast<size_t>(comm_.rank());
+  std::vector<double> shared(2 + 2 * ranks, 0.0);
   shared[0] = CountsLosses() ? values[0] : 0;
   shared[1] = StopRequested() ? 1 : 0;
-  shared[static_cast<size_t>(2 + comm_.rank())] = result.exposed_comm_seconds;
+  shared[2 + me] = result.exposed_comm_seconds;
+  shared[2 + ranks + me] = result.sent_bytes;
   EK_RETURN_IF_ERROR(
       comm_.AllReduce(TensorView(shared.data(), DType::kF64, {static_cast<int64_t>(shared.size())}),
-                      ReduceOp::kSum, "loss, requests to stop, waiting"));
-  const auto waits = absl::MakeSpan(shared).subspan(2);
+                      ReduceOp::kSum, "loss, requests to stop, waiting, bytes"));
+  const auto waits = absl::MakeSpan(shared).subspan(2, ranks);
+  const auto sent = absl::MakeSpan(shared).subspan(2 + ranks);
+  attention_.most_sent_bytes =
+      std::max(attention_.most_sent_bytes, *std::max_element(sent.begin(), sent.end()));
   result.mean_exposed_seconds = std::accumulate(waits.begin(), waits.end(), 0.0) / comm_.size();
   result.least_exposed_seconds = *std::min_element(waits.begin(), waits.end());
   result.most_exposed_seconds = *std::max_element(waits.begin(), waits.end());
@@ -379,7 +453,7 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   metrics.tokens_per_s =
       static_cast<double>(config_.train.global_batch_size * config_.data.sequence_length) / seconds;
   metrics.model_flops = result.model_flops;
-  metrics.mfu = result.model_flops / seconds / (peak_flops_ * world_.size());
+  metrics.mfu = result.model_flops / seconds / (peak_flops_ * plan_.num_ranks());
   metrics.exposed_comm_seconds = result.exposed_comm_seconds;
   metrics.exposed_comm_share = result.mean_exposed_seconds / seconds;
   metrics.least_exposed_share = result.least_exposed_seconds / seconds;

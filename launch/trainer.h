@@ -10,6 +10,7 @@
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "launch/run_report.h"
+#include "launch/server_line.h"
 #include "launch/step_tracer.h"
 #include "launch/training_data.h"
 #include "launch/training_state.h"
@@ -24,19 +25,24 @@
 
 namespace evenkeel {
 
+// The ranks of the mesh, where there are dedicated attention servers beside them; else of nulls.
+struct MeshRanks {
+  std::unique_ptr<Communicator> comm;
+  std::unique_ptr<ServerLine> servers;
+};
+
 // One rank's trainer. Every rank makes the same calls.
 class Trainer {
  public:
   // Opens the data, builds the model, and restores the newest checkpoint of the run folder if there
   // is one. Rank 0 takes the run folder's lock.
-  // `mesh_host_comm`: the ranks of the mesh, where there are dedicated attention servers beside
-  // them; null: all ranks.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
-      const RunConfig& config, const RankRuntime& rank,
-      std::unique_ptr<Communicator> mesh_host_comm);
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config,
+                                                         const RankRuntime& rank,
+                                                         MeshRanks mesh_ranks);
 
   // Trains to the configured step. A request to stop (signal, STOP file, wall-time limit) saves and
-  // returns a status with ExitCode::kPreempted; a loss that is not finite one with kDiverged.
+  // returns a status with ExitCode::kPreempted; a loss that is not finite one with kDiverged; too
+  // few attention servers left save too, with kPeersLost.
   absl::Status Run();
 
   const TrainingProgress& progress() const { return progress_; }
@@ -57,9 +63,8 @@ class Trainer {
     bool stop_requested = false;
   };
 
-  Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
-          std::unique_ptr<Communicator> mesh_host_comm, std::unique_ptr<MeshComms> mesh,
-          TrainingData data, Model model, Optimizer optimizer);
+  Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan, MeshRanks mesh_ranks,
+          std::unique_ptr<MeshComms> mesh, TrainingData data, Model model, Optimizer optimizer);
 
   absl::Status Start();
   absl::Status RunSteps();
@@ -67,10 +72,18 @@ class Trainer {
   absl::Status ReportStep(const StepResult& result, double seconds);
   absl::Status EvaluateHeldOut();
   absl::Status Save();
+  // Forward and backward of the step's batches, to gradients that are whole. sums [2]: of the
+  // losses, and of the squares of the gradient.
+  absl::Status ComputeGradients(const std::vector<PackedBatch>& batches, double scale,
+                                TensorView sums);
   absl::Status TrainBatches(const std::vector<PackedBatch>& batches, double scale,
                             TensorView loss_sum);
-  // What the pool's servers measured in the step, to report and to plan with.
-  absl::Status ShareServerLoads(const StepResult& result);
+  absl::Status MakePlanner();
+  // What the pool's servers measured in the pass, to report and to plan with. False: a dedicated
+  // server was lost, and what the pass left behind is not to be used.
+  absl::StatusOr<bool> ShareServerLoads();
+  // Goes on without the servers that were lost.
+  absl::Status ReplaceServers();
   absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);
   // Whether no other rank computes the losses of the same tokens.
   bool CountsLosses() const;
@@ -80,7 +93,7 @@ class Trainer {
   RunConfig config_;
   OpContext context_;
   Communicator& world_;  // with dedicated attention servers
-  std::unique_ptr<Communicator> mesh_host_comm_;
+  MeshRanks mesh_ranks_;
   Communicator& comm_;  // the ranks of the mesh
   GpuComm* gpu_comm_;   // null where the ranks compute on CPUs, or there is one
   MemoryTracker& tracker_;
@@ -93,6 +106,8 @@ class Trainer {
   PipelineRun pipeline_;
   std::unique_ptr<AttentionPlanner> attention_planner_;  // with disaggregated attention
   AttentionMetrics attention_;                           // of the step
+  std::vector<ServerLoad> loads_;                        // of the pass before
+  bool has_too_few_servers_ = false;
   ModelShape shape_;
   TrainingProgress progress_;
   std::optional<StepTracer> tracer_;

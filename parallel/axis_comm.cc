@@ -26,9 +26,14 @@ void CommLog::Count(const std::string& axis, const char* op, double sent_bytes) 
   volume.sent_bytes += sent_bytes;
 }
 
-double CommLog::TakeSentBytes() {
+double CommLog::sent_bytes() const {
   double bytes = 0;
   for (const auto& [_, volume] : volumes_) bytes += volume.sent_bytes;
+  return bytes;
+}
+
+double CommLog::TakeSentBytes() {
+  const double bytes = sent_bytes();
   ClearVolumes();
   return bytes;
 }

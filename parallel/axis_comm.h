@@ -35,7 +35,8 @@ class CommLog {
   // By (axis, operation), since the last ClearVolumes().
   const std::map<std::pair<std::string, std::string>, Volume>& volumes() const { return volumes_; }
   void ClearVolumes() { volumes_.clear(); }
-  // Sent over all axes since then, and clears.
+  // Sent over all axes since then; and clears.
+  double sent_bytes() const;
   double TakeSentBytes();
 
   // Seconds that this rank's host has spent waiting since the last call. On a GPU see GpuComm.

@@ -46,7 +46,8 @@ int64_t Nanoseconds(double seconds) {
 // Field 22 of /proc/PID/stat; 0 if there is no such process.
 int64_t StartTime(int pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::string text;
+  std::getline(file, text);  // fails quietly for a process that ends meanwhile
   // The command's name, in parentheses, may hold anything.
   const size_t name_end = text.rfind(')');
   if (name_end == std::string::npos) return 0;
@@ -272,6 +273,7 @@ void Liveness::NoteLoss(int rank) {
     news_.notify_all();
   }
   Fence(rank);
+  if (options_.on_loss != nullptr) options_.on_loss(rank, Describe(rank));
 }
 
 void Liveness::Fence(int lost_rank) {
@@ -304,20 +306,13 @@ void Liveness::Announce(int num_lost) {
   Broadcast({kAnnounced, num_lost});
 }
 
-absl::StatusOr<int> Liveness::AwaitAnnouncement(int number, double seconds) {
+absl::StatusOr<int> Liveness::AwaitAnnouncement(int number) {
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto is_rank0_lost = [&] {
-    return std::find(lost_.begin(), lost_.end(), 0) != lost_.end();
-  };
-  const bool in_time = news_.wait_for(lock, std::chrono::duration<double>(seconds), [&] {
-    return static_cast<int>(announced_.size()) >= number || is_rank0_lost();
-  });
-  if (static_cast<int>(announced_.size()) >= number) {
-    return announced_[static_cast<size_t>(number - 1)];
-  }
-  if (in_time) return absl::UnavailableError(absl::StrCat(Describe(0), " is gone"));
-  return absl::DeadlineExceededError(
-      absl::StrCat(Describe(0), " does not say who is left, for ", seconds, " s"));
+  const auto has_come = [&] { return static_cast<int>(announced_.size()) >= number; };
+  news_.wait(lock,
+             [&] { return has_come() || std::find(lost_.begin(), lost_.end(), 0) != lost_.end(); });
+  if (has_come()) return announced_[static_cast<size_t>(number - 1)];
+  return absl::UnavailableError(absl::StrCat(Describe(0), " is gone"));
 }
 
 std::string Liveness::Describe(int rank) const {

@@ -15,6 +15,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,6 +32,8 @@ struct LivenessOptions {
   double heartbeat_s = 0.5;
   // Longer than any time for which a healthy process may not be scheduled.
   double patience_s = 5;
+  // Called on Liveness's thread with every rank that is lost. May end the process.
+  std::function<void(int rank, const std::string& who)> on_loss;
 };
 
 class Liveness {
@@ -52,11 +55,11 @@ class Liveness {
   bool AwaitLoss(int known, double seconds);
 
   // Rank 0 tells all others that the first `num_lost` losses are dealt with together, and no more;
-  // the others wait for the `number`th time that it does (from 1). Rank 0's word is the one that
-  // counts: a rank may have heard of more losses by then. Fails with kUnavailable if rank 0 is
-  // lost, with kDeadlineExceeded after `seconds`.
+  // the others wait for the `number`th time that it does (from 1), however long. Rank 0's word is
+  // the one that counts: a rank may have heard of more losses by then. Fails with kUnavailable if
+  // rank 0 is lost.
   void Announce(int num_lost);
-  absl::StatusOr<int> AwaitAnnouncement(int number, double seconds);
+  absl::StatusOr<int> AwaitAnnouncement(int number);
 
   // "rank 5 (host node7, pid 314)".
   std::string Describe(int rank) const;

@@ -96,9 +96,11 @@ MpiContext::~MpiContext() {
     LogError("a call between ranks was left unfinished; ending the job");
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::kTimeout));
   }
+  // All of these wait for all ranks, MPI_Finalize too.
+  if (has_lost_ranks) return;
   board_ = nullptr;
-  if (window_ != MPI_WIN_NULL && !has_lost_ranks) MPI_Win_free(&window_);
-  if (local_ != MPI_COMM_NULL && !has_lost_ranks) MPI_Comm_free(&local_);
+  if (window_ != MPI_WIN_NULL) MPI_Win_free(&window_);
+  if (local_ != MPI_COMM_NULL) MPI_Comm_free(&local_);
   if (owns_mpi_) MPI_Finalize();
 }
 

@@ -44,7 +44,7 @@ class MpiContext {
     int world_rank;
   };
   std::vector<InterruptedReceive> interrupted_receives;
-  // Ranks are gone: what all ranks would have to free together is not freed.
+  // Ranks are gone: what all ranks would have to end together does not end, MPI least of all.
   bool has_lost_ranks = false;
   // A call was left unfinished: neither windows nor MPI itself can be freed without hanging.
   bool is_broken = false;

@@ -1,0 +1,135 @@
+"""A dedicated attention server dies, or stops answering, in the middle of a step: the others take its
+tasks over, the step is computed again, and losses are those of a run without failure. With too few
+left the run saves and leaves with exit code 7. A rank that has weights ends the run."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+import unittest
+
+from harness import (MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_steps, children_of, command,
+                     environment, is_running, metrics)
+
+STEPS = 60
+PEERS_LOST = 7
+TRAINERS = 2  # ranks 0 and 1; servers follow
+SETTINGS = ["parallel.attention=disaggregated", "parallel.attention_shard=8"]
+
+
+def rank_pids(pid):
+    """The ranks below a process, by number."""
+    pids, todo = {}, children_of(pid)
+    while todo:
+        child = todo.pop()
+        todo += children_of(child)
+        try:
+            variables = pathlib.Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for variable in variables:
+            if variable.startswith(b"OMPI_COMM_WORLD_RANK="):
+                pids[int(variable.split(b"=")[1])] = child
+    return pids
+
+
+class LostServerTest(EndToEndTest):
+
+    def config(self, run="run", **changes):
+        settings = {"model__layer_pattern": ["softmax"], "model__num_layers": 3,
+                    "model__num_heads": 4, "model__hidden_size": 32, "data__sequence_length": 256,
+                    "train__steps": STEPS, "train__global_batch_size": 4,
+                    "train__micro_batch_size": 1, "train__eval_every": 20}
+        return super().config(run, **settings | changes)
+
+    def start_resilient(self, config, servers, *overrides, tp=1, env=None):
+        sets = [f"parallel.attention_servers={servers}", f"parallel.tp={tp}",
+                "runtime.lost_after_s=1", *SETTINGS, *overrides]
+        arguments = ["train", "--config", config, *(w for s in sets for w in ("--set", s))]
+        ranks = (TRAINERS + servers) * tp
+        mpirun, *rest = command(arguments, ranks)
+        process = subprocess.Popen([REPOSITORY / "launch/resilient.sh", *rest],
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, errors="replace",
+                                   cwd=self.folder, env=environment(MPIRUN=mpirun, **env or {}))
+        self.processes.append(process)
+        return process
+
+    def lose(self, run, process, rank, step, how, delay):
+        """Waits for a step and a moment more, then ends a rank. Returns its pid."""
+        self.wait_for_step(run, step, process)
+        time.sleep(delay)
+        pid = rank_pids(process.pid)[rank]
+        os.kill(pid, how)
+        return pid
+
+    def assert_same_losses(self, run, reference):
+        rows, others = metrics(run, "train"), metrics(reference, "train")
+        self.assertEqual([row["step"] for row in rows], list(range(1, STEPS + 1)))
+        for row, other in zip(rows, others):
+            for key in ("loss", "grad_norm"):
+                self.assertAlmostEqual(row[key], other[key], delta=1e-9 * abs(other[key]),
+                                       msg=f"{key} of step {row['step']}")
+
+    def reference(self):
+        config, run = self.config("reference")
+        self.train(config, ranks=1)
+        return run
+
+    def test_servers_are_lost_at_any_moment(self):
+        reference = self.reference()
+        draw = random.Random(3)
+        for round_number, how in enumerate((signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL)):
+            config, run = self.config(f"run{round_number}")
+            process = self.start_resilient(config, servers=3)
+            # First one, then another.
+            lost = [self.lose(run, process, rank, step, how, draw.random() * 0.05)
+                    for rank, step in ((3, 5), (2, 30))]
+            output = self.finish(process)
+            faults = [row["what"] for row in metrics(run, "fault")]
+            self.assertEqual(len(faults), 2, output)
+            for pid, rank, left, fault in zip(lost, (3, 2), (2, 1), faults):
+                self.assertRegex(fault, rf"rank {rank} \(host .*, pid {pid}\); {left} left")
+                self.assertFalse(is_running(pid))
+            self.assert_same_losses(run, reference)
+
+    def test_a_server_of_a_tensor_parallel_pair_is_lost(self):
+        reference = self.reference()
+        config, run = self.config()
+        process = self.start_resilient(config, 2, tp=2)
+        self.lose(run, process, 5, 5, signal.SIGKILL, 0.01)
+        output = self.finish(process)
+        self.assertRegex(output, "1 left, the step is computed again")
+        self.assert_same_losses(run, reference)
+
+    def test_with_too_few_left_the_run_saves(self):
+        reference = self.reference()
+        config, run = self.config()
+        process = self.start_resilient(config, 2, "parallel.attention_servers_min=2")
+        self.lose(run, process, 3, 10, signal.SIGKILL, 0.02)
+        output = self.finish(process, PEERS_LOST)
+        self.assertRegex(output, "1 are left, fewer than 2 .*saved")
+        step = metrics(run, "train")[-1]["step"]
+        self.assertEqual(checkpoint_steps(run), [step])
+        self.assertLess(step, STEPS)
+        # The same command goes on.
+        self.finish(self.start_resilient(config, 2, "parallel.attention_servers_min=2"))
+        self.assert_same_losses(run, reference)
+
+    def test_a_rank_with_weights_ends_the_run(self):
+        config, run = self.config(train__steps=100000)
+        process = self.start_resilient(config, 1)
+        pids = rank_pids(process.pid)
+        self.wait_for_step(run, 5, process)
+        begin = time.monotonic()
+        self.lose(run, process, 1, 5, signal.SIGKILL, 0)
+        output = self.finish(process, PEERS_LOST)
+        self.assertLess(time.monotonic() - begin, 10)
+        self.assertRegex(output, r"rank 1 \(host .*\) is gone, and its part of the model")
+        self.assertFalse(any(is_running(pid) for pid in pids.values()))
+
+
+if __name__ == "__main__":
+    unittest.main()
