@@ -74,6 +74,9 @@ void AddTrainCommand(CLI::App& app, CommandBody* body) {
       "\n"
       "The same command goes on from the run folder's newest checkpoint. To stop and save:\n"
       "  kill -USR1 $(pidof mpirun)      or      touch RUN_FOLDER/STOP\n"
+      "With dedicated attention servers, launch/resilient.sh in place of mpirun goes on when one "
+      "of\n"
+      "them is lost.\n"
       "'evenkeel config keys' lists every key.");
   command->callback([options, body] { *body = [options] { return Train(*options); }; });
 }
