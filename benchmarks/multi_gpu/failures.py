@@ -4,7 +4,9 @@
     killed            mpirun sees it and ends the others
     killed, unseen    mpirun is told to let the others go on: they have to find out by themselves
     stopped           the rank hangs: the others find out by the time-out
-    server killed     a dedicated attention server is killed
+    server killed     a dedicated attention server is killed, and mpirun ends the others
+    server lost       the same, but mpirun is told to let the others go on: they do, with the servers
+                      left, and what counts is how soon there is a next step
 
 No process may be left in any of them.
 """
@@ -33,16 +35,23 @@ class Scenario:
     mpirun: list = dataclasses.field(default_factory=list)
     settings: list = dataclasses.field(default_factory=list)
     finds_out: bool = True  # whether the ranks end the job, with a message that names the victim
+    goes_on: bool = False  # whether the job outlives the victim
 
 
 def scenarios(ranks):
     dp = [f"parallel.dp={ranks}", f"train.global_batch_size={ranks}"]
     server = [f"parallel.dp={ranks - 1}", f"train.global_batch_size={ranks - 1}",
               "parallel.attention=disaggregated", "parallel.attention_servers=1"]
-    return [Scenario("killed", signal.SIGKILL, settings=dp, finds_out=False),
-            Scenario("killed, unseen", signal.SIGKILL, ["--enable-recovery"], dp),
-            Scenario("server killed", signal.SIGKILL, settings=server, finds_out=False),
-            Scenario("stopped", signal.SIGSTOP, settings=dp)]
+    cases = [Scenario("killed", signal.SIGKILL, settings=dp, finds_out=False),
+             Scenario("killed, unseen", signal.SIGKILL, ["--enable-recovery"], dp),
+             Scenario("server killed", signal.SIGKILL, settings=server, finds_out=False),
+             Scenario("stopped", signal.SIGSTOP, settings=dp)]
+    if ranks > 2:
+        servers = [f"parallel.dp={ranks - 2}", f"train.global_batch_size={ranks - 2}",
+                   "parallel.attention=disaggregated", "parallel.attention_servers=2"]
+        cases.insert(0, Scenario("server lost", signal.SIGKILL, ["--enable-recovery"], servers,
+                                 goes_on=True))
+    return cases
 
 
 def timeout_of(part):
@@ -114,15 +123,23 @@ class Job:
         end(self.process)
         self.file.close()
 
+    def metrics(self):
+        try:
+            with open(os.path.join(self.folder, "metrics.jsonl"), encoding="utf-8") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def steps(self):
+        return self.metrics().count("step_ms")
+
+    def reaches(self, steps, seconds):
+        wait_for(lambda: self.process.poll() is not None or self.steps() >= steps, seconds)
+        return self.process.poll() is None and self.steps() >= steps
+
     def trains(self, seconds):
         """Waits for the third step."""
-        def reached():
-            try:
-                with open(os.path.join(self.folder, "metrics.jsonl"), encoding="utf-8") as file:
-                    return self.process.poll() is not None or file.read().count("step_ms") >= 3
-            except OSError:
-                return self.process.poll() is not None
-        if not wait_for(reached, seconds) or self.process.poll() is not None:
+        if not self.reaches(3, seconds):
             return False
         self.ranks = rank_processes(self.process.pid)
         return len(self.ranks) == self.part.options.ranks
@@ -147,12 +164,31 @@ def verdict(scenario, line):
     return ""
 
 
+def outlive(part, scenario, job, victim):
+    """The job goes on: seconds until the next step."""
+    before = job.steps()
+    begin = time.monotonic()
+    os.kill(job.ranks[victim], scenario.signal)
+    has_fault = wait_for(lambda: "lost of the attention servers" in job.metrics(), SLACK_S)
+    goes_on = job.reaches(before + 2, SLACK_S)  # one may have been all but done
+    line = {"ranks": part.options.ranks, "victim": victim, "ended": not goes_on,
+            "seconds": round(time.monotonic() - begin, 1), "exit_code": "", "names_rank": has_fault,
+            "message": re.search(r"lost of the attention[^\"]*|$", job.metrics())[0],
+            "processes_left": False}
+    print(f"{scenario.name}: {line['seconds']} s, {line['message'] or 'no message'}", flush=True)
+    if not goes_on or not has_fault:
+        return part.fail(scenario.name, "it does not go on", job.output(), **line)
+    return part.record({"case": scenario.name, **line})
+
+
 def try_scenario(part, scenario):
     patience = timeout_of(part) + SLACK_S
     with Job(part, scenario) as job:
         if not job.trains(min(60, part.left() - patience)):
             return part.fail(scenario.name, "it did not begin to train", job.output())
         victim = max(job.ranks)
+        if scenario.goes_on:
+            return outlive(part, scenario, job, victim)
         begin = time.monotonic()
         os.kill(job.ranks[victim], scenario.signal)
         ended = wait_for(lambda: job.process.poll() is not None, patience)

@@ -1,6 +1,9 @@
 """A dedicated attention server dies, or stops answering, in the middle of a step: the others take its
 tasks over, the step is computed again, and losses are those of a run without failure. With too few
-left the run saves and leaves with exit code 7. A rank that has weights ends the run."""
+left the run saves and leaves with exit code 7. A rank that has weights ends the run.
+
+    EVENKEEL=build/cuda/launch/evenkeel EVENKEEL_DEVICE=cuda python3 tests/e2e/lost_server_test.py
+"""
 
 import os
 import pathlib
@@ -16,6 +19,9 @@ from harness import (MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_steps, childr
 STEPS = 60
 PEERS_LOST = 7
 TRAINERS = 2  # ranks 0 and 1; servers follow
+DEVICE = os.environ.get("EVENKEEL_DEVICE", "cpu")
+# In bf16 sums that are cut otherwise round otherwise, and each step amplifies that.
+TOLERANCE = {"cpu": 1e-9, "cuda": 0.02}[DEVICE]
 SETTINGS = ["parallel.attention=disaggregated", "parallel.attention_shard=8"]
 
 
@@ -42,6 +48,9 @@ class LostServerTest(EndToEndTest):
                     "model__num_heads": 4, "model__hidden_size": 32, "data__sequence_length": 256,
                     "train__steps": STEPS, "train__global_batch_size": 4,
                     "train__micro_batch_size": 1, "train__eval_every": 20}
+        if DEVICE == "cuda":
+            settings |= {"runtime__device": DEVICE, "runtime__dtype": "auto", "runtime__ranks_per_gpu": 8,
+                         "model__num_heads": 2}
         return super().config(run, **settings | changes)
 
     def start_resilient(self, config, servers, *overrides, tp=1, env=None):
@@ -69,8 +78,8 @@ class LostServerTest(EndToEndTest):
         rows, others = metrics(run, "train"), metrics(reference, "train")
         self.assertEqual([row["step"] for row in rows], list(range(1, STEPS + 1)))
         for row, other in zip(rows, others):
-            for key in ("loss", "grad_norm"):
-                self.assertAlmostEqual(row[key], other[key], delta=1e-9 * abs(other[key]),
+            for key in ("loss", "grad_norm") if DEVICE == "cpu" else ("loss",):
+                self.assertAlmostEqual(row[key], other[key], delta=TOLERANCE * abs(other[key]),
                                        msg=f"{key} of step {row['step']}")
 
     def reference(self):
