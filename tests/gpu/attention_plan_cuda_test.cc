@@ -155,6 +155,23 @@ TEST(LightningPlanTest, SegmentsCoverEveryDocumentInOrder) {
     EXPECT_EQ(row, cu_seqlens[d + 1]);
   }
   EXPECT_EQ(segment, view.num_segments);
+  EXPECT_EQ(view.num_tokens, 2000);
+  // Every segment but the last of a document is a join.
+  const std::vector<int32_t> joins(view.joins, view.joins + view.num_joins);
+  std::vector<int32_t> want;
+  for (int32_t s = 0; s + 1 < view.num_segments; ++s) {
+    if (view.segments[s].document == view.segments[s + 1].document) want.push_back(s);
+  }
+  EXPECT_EQ(joins, want);
+}
+
+TEST(LightningPlanTest, OneSequenceIsNotCutMoreThanTheGpuNeeds) {
+  for (const int64_t tokens : {1000, 32768, 131072, 524288}) {
+    for (const int heads : {1, 12, 16, 64, 300}) {
+      const int rows = LightningSegmentRows(tokens, heads, 128, 132);
+      EXPECT_LE((tokens + rows - 1) / rows * heads, std::max(132, heads));
+    }
+  }
 }
 
 TEST(LightningPlanTest, SegmentLengthIsAMultipleOfTheChunk) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/gpu/device_array.h"
@@ -20,6 +21,7 @@ struct Case {
   int segment_rows;
   std::vector<float> slopes;
   bool states;
+  bool in_place = false;  // the states after the documents are written over those before
 };
 
 struct Tensors {
@@ -131,7 +133,7 @@ struct Results {
   std::vector<float> part_dinitial, own_final, own_dinitial;
 };
 
-void RunKernels(const Case& c, const Tensors& t, Results& results) {
+void RunKernels(const Case& c, const Tensors& t, bool portable, Results& results) {
   const int64_t documents = c.cu_seqlens.size() - 1;
   const LightningPlan plan = PlanLightningAttention(c.cu_seqlens.data(), documents, c.segment_rows);
   const DeviceArray<std::byte> bytes(plan.bytes);
@@ -140,7 +142,10 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
   const DeviceArray<Bits> out(t.v.size()), dq(t.q.size()), dk(t.k.size()), dv(t.v.size());
   const DeviceArray<float> initial(t.initial), dfinal(t.dfinal);
   const size_t state_size = documents * c.heads * c.head_dim * c.value_dim;
-  const DeviceArray<float> final_state(state_size), dinitial(state_size);
+  const DeviceArray<float> final_apart(state_size), dinitial_apart(state_size);
+  const DeviceArray<float> final_in_place(t.initial), dinitial_in_place(t.dfinal);
+  const DeviceArray<float>& final_state = c.in_place ? final_in_place : final_apart;
+  const DeviceArray<float>& dinitial = c.in_place ? dinitial_in_place : dinitial_apart;
   const DeviceArray<std::byte> workspace(
       std::max(LightningForwardWorkspaceBytes(plan, c.heads, c.head_dim, c.value_dim),
                LightningBackwardWorkspaceBytes(plan, c.heads, c.head_dim, c.value_dim)));
@@ -159,7 +164,10 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
   f.q_stride = f.k_stride = t.qk_stride;
   f.v_stride = f.out_stride = t.v_stride;
   f.workspace = workspace.data();
+  f.portable = portable;
+  if (c.in_place) f.initial_state = final_state.data();
   ASSERT_EQ(LaunchLightningForward(f, nullptr), cudaSuccess);
+  if (c.in_place) f.initial_state = initial.data();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   LightningBackwardParams b;
   b.forward = f;
@@ -172,7 +180,9 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
   b.dout_stride = b.dv_stride = t.v_stride;
   b.dq_stride = b.dk_stride = t.qk_stride;
   b.workspace = workspace.data();
+  if (c.in_place) b.dfinal_state = dinitial.data();
   ASSERT_EQ(LaunchLightningBackward(b, nullptr), cudaSuccess);
+  if (c.in_place) b.dfinal_state = dfinal.data();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   results.out = out.Download();
   results.dq = dq.Download();
@@ -215,6 +225,7 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
   s.v_stride = t.v_stride;
   s.last_state = own_final.data();
   s.workspace = part_workspace.data();
+  s.portable = portable;
   ASSERT_EQ(LaunchLightningStates(s, nullptr), cudaSuccess);
   s.k = q.data();
   s.v = dout.data();
@@ -232,19 +243,18 @@ void RunKernels(const Case& c, const Tensors& t, Results& results) {
 
 constexpr double kBound = 6e-3;
 
-void Check(const Case& c, unsigned seed) {
-  SCOPED_TRACE("tokens " + std::to_string(c.cu_seqlens.back()) + " heads " +
-               std::to_string(c.heads) + " dims " + std::to_string(c.head_dim) + "/" +
-               std::to_string(c.value_dim) + " segments of " + std::to_string(c.segment_rows) +
-               " states " + std::to_string(c.states));
-  std::mt19937 rng(seed);
-  const Tensors t = RandomTensors(c, rng);
-  const Reference want = Compute(c, t);
+// own: what the states are without those before the documents. errors: of every result.
+void CheckKernels(const Case& c, const Tensors& t, const Reference& want, const Reference& own,
+                  bool portable, std::vector<double>& errors) {
+  SCOPED_TRACE(portable ? "portable kernels" : "this GPU's kernels");
   Results got, again;
-  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, got));
-  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, again));
+  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, portable, got));
+  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, portable, again));
   EXPECT_EQ(got.out, again.out);
+  EXPECT_EQ(got.dq, again.dq);
   EXPECT_EQ(got.dk, again.dk);
+  EXPECT_EQ(got.dv, again.dv);
+  EXPECT_EQ(got.final_state, again.final_state);
   EXPECT_EQ(got.dinitial, again.dinitial);
   EXPECT_EQ(got.own_final, again.own_final);
   EXPECT_EQ(got.own_dinitial, again.own_dinitial);
@@ -269,29 +279,38 @@ void Check(const Case& c, unsigned seed) {
     return e.value();
   };
   const int64_t qk = c.heads * c.head_dim, ve = c.heads * c.value_dim;
-  EXPECT_LE(error(got.out, want.out, t.v_stride, ve), kBound);
-  EXPECT_LE(error(got.dq, want.dq, t.qk_stride, qk), kBound);
-  EXPECT_LE(error(got.dk, want.dk, t.qk_stride, qk), kBound);
-  EXPECT_LE(error(got.dv, want.dv, t.v_stride, ve), kBound);
+  const auto state_error = [](const std::vector<float>& x, const std::vector<double>& y) {
+    RelativeError e;
+    for (size_t i = 0; i < y.size(); ++i) e.Add(x[i], y[i]);
+    return e.value();
+  };
+  errors = {
+      error(got.out, want.out, t.v_stride, ve),       error(got.dq, want.dq, t.qk_stride, qk),
+      error(got.dk, want.dk, t.qk_stride, qk),        error(got.dv, want.dv, t.v_stride, ve),
+      state_error(got.final_state, want.final_state), state_error(got.dinitial, want.dinitial),
+      state_error(got.own_final, own.final_state),    state_error(got.own_dinitial, own.dinitial)};
+  for (size_t i = 0; i < errors.size(); ++i) EXPECT_LE(errors[i], kBound) << "result " << i;
   EXPECT_EQ(touched, 0);
-  RelativeError final_state, dinitial;
-  for (size_t i = 0; i < want.final_state.size(); ++i) {
-    final_state.Add(got.final_state[i], want.final_state[i]);
-    dinitial.Add(got.dinitial[i], want.dinitial[i]);
-  }
-  EXPECT_LE(final_state.value(), kBound);
-  EXPECT_LE(dinitial.value(), kBound);
+}
 
+void Check(const Case& c, unsigned seed) {
+  SCOPED_TRACE("tokens " + std::to_string(c.cu_seqlens.back()) + " heads " +
+               std::to_string(c.heads) + " dims " + std::to_string(c.head_dim) + "/" +
+               std::to_string(c.value_dim) + " segments of " + std::to_string(c.segment_rows) +
+               " states " + std::to_string(c.states));
+  std::mt19937 rng(seed);
+  const Tensors t = RandomTensors(c, rng);
+  const Reference want = Compute(c, t);
   Case from_zero = c;
   from_zero.states = false;
-  const Reference own = Compute(from_zero, t);
-  RelativeError own_final, own_dinitial;
-  for (size_t i = 0; i < own.final_state.size(); ++i) {
-    own_final.Add(got.own_final[i], own.final_state[i]);
-    own_dinitial.Add(got.own_dinitial[i], own.dinitial[i]);
+  const Reference own = c.states ? Compute(from_zero, t) : want;
+  std::vector<double> errors, portable_errors;
+  ASSERT_NO_FATAL_FAILURE(CheckKernels(c, t, want, own, false, errors));
+  ASSERT_NO_FATAL_FAILURE(CheckKernels(c, t, want, own, true, portable_errors));
+  // Kernels of one GPU are as exact as those of any.
+  for (size_t i = 0; i < errors.size(); ++i) {
+    EXPECT_LE(errors[i], 1.02 * portable_errors[i] + 1e-6) << "result " << i;
   }
-  EXPECT_LE(own_final.value(), kBound);
-  EXPECT_LE(own_dinitial.value(), kBound);
 }
 
 class LightningAttentionCudaTest : public testing::Test {
@@ -325,7 +344,87 @@ TEST_F(LightningAttentionCudaTest, PackedDocuments) {
   }
 }
 
+TEST_F(LightningAttentionCudaTest, LongerSegments) {
+  Check({{0, 1000}, 2, 128, 128, 384, {0.03f, 0.0f}, true}, 210);
+  Check({{0, 1024, 1300, 1301}, 1, 128, 128, 256, {0.002f}, false}, 211);
+  // Most of a segment has decayed to nothing at its end.
+  Check({{0, 2100}, 3, 128, 128, 1024, {0.7f, 0.25f, 60.0f}, true}, 212);
+}
+
+// Tiles are used again and again, by more blocks than run at a time.
+TEST_F(LightningAttentionCudaTest, ManyChunksASegment) {
+  const Case c = {{0, 9001, 24000}, 4, 128, 128, 2048, {0.4f, 0.05f, 0.004f, 1e-5f}, false};
+  std::mt19937 rng(215);
+  const Tensors t = RandomTensors(c, rng);
+  Results want;
+  ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, true, want));
+  Results first;
+  for (int run = 0; run < 4; ++run) {
+    Results got;
+    ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, false, got));
+    if (run == 0) first = got;
+    const std::pair<const std::vector<Bits> Results::*, const char*> tensors[] = {
+        {&Results::out, "out"}, {&Results::dq, "dq"}, {&Results::dk, "dk"}, {&Results::dv, "dv"}};
+    for (const auto& [tensor, name] : tensors) {
+      EXPECT_TRUE(got.*tensor == first.*tensor) << name << " in run " << run;
+    }
+    if (run > 0) continue;
+    const int64_t width = c.heads * 128;
+    for (const auto& [tensor, name] : tensors) {
+      RelativeError error;
+      const int64_t stride = static_cast<int64_t>((got.*tensor).size()) / t.tokens;
+      for (int64_t i = 0; i < t.tokens; ++i) {
+        for (int64_t j = 0; j < width; ++j) {
+          error.Add(FromBits((got.*tensor)[i * stride + j]),
+                    FromBits((want.*tensor)[i * stride + j]));
+        }
+      }
+      EXPECT_LE(error.value(), kBound) << name;
+    }
+  }
+}
+
+TEST_F(LightningAttentionCudaTest, ManyShortDocuments) {
+  Case c = {{0}, 2, 128, 128, 256, {0.3f, 0.01f}, true};
+  std::mt19937 rng(220);
+  for (int i = 0; i < 60; ++i) c.cu_seqlens.push_back(c.cu_seqlens.back() + rng() % 20);
+  Check(c, 221);
+}
+
+TEST_F(LightningAttentionCudaTest, StatesInPlace) {
+  Check({{0, 0, 300, 650, 700}, 2, 128, 128, 128, {0.05f, 0.9f}, true, true}, 230);
+  Check({{0, 0, 300, 350}, 2, 64, 64, 128, {0.05f, 0.9f}, true, true}, 231);
+}
+
+// What lies in the rows of other documents is never multiplied.
+TEST_F(LightningAttentionCudaTest, DocumentsBesideNaN) {
+  const Case c = {{0, 150, 340, 500}, 1, 128, 128, 128, {0.02f}, false};
+  std::mt19937 rng(240);
+  const Tensors clean = RandomTensors(c, rng);
+  Tensors t = clean;
+  for (std::vector<Bits>* x : {&t.q, &t.k, &t.v, &t.dout}) {
+    const size_t stride = x->size() / t.tokens;
+    std::fill_n(x->begin(), 150 * stride, kPoison);
+    std::fill(x->begin() + 340 * stride, x->end(), kPoison);
+  }
+  for (const bool portable : {false, true}) {
+    SCOPED_TRACE(portable ? "portable kernels" : "this GPU's kernels");
+    Results want, got;
+    ASSERT_NO_FATAL_FAILURE(RunKernels(c, clean, portable, want));
+    ASSERT_NO_FATAL_FAILURE(RunKernels(c, t, portable, got));
+    const auto middle = [&](const std::vector<Bits>& x) {
+      const size_t stride = x.size() / t.tokens;
+      return std::vector<Bits>(x.begin() + 150 * stride, x.begin() + 340 * stride);
+    };
+    EXPECT_EQ(middle(got.out), middle(want.out));
+    EXPECT_EQ(middle(got.dq), middle(want.dq));
+    EXPECT_EQ(middle(got.dk), middle(want.dk));
+    EXPECT_EQ(middle(got.dv), middle(want.dv));
+  }
+}
+
 TEST_F(LightningAttentionCudaTest, DecayFromNoneToTotal) {
+  Check({{0, 300}, 5, 128, 128, 128, {0.0f, 8.4e-6f, 0.0039f, 4.0f, 60.0f}, true}, 301);
   Check({{0, 300}, 5, 64, 64, 128, {0.0f, 8.4e-6f, 0.0039f, 4.0f, 60.0f}, true}, 300);
 }
 

@@ -23,6 +23,25 @@ size_t StateBytes(int64_t segments, int num_heads, int head_dim, int value_dim) 
   return static_cast<size_t>(segments) * num_heads * head_dim * value_dim * sizeof(float);
 }
 
+// A call's kernels: those for Hopper or not, and whether the last one launched was the scan.
+struct Kernels {
+  bool sm90 = false;
+  bool scan_last = false;
+};
+
+cudaError_t ChooseKernels(const LightningForwardParams& p, Kernels* kernels) {
+  if (p.portable || p.head_dim != kLightningSm90Dim || p.value_dim != kLightningSm90Dim) {
+    return cudaSuccess;
+  }
+  int device = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  kernels->sm90 = major == 9;
+  return error;
+}
+
 LightningProblem MakeProblem(const LightningForwardParams& p) {
   LightningProblem problem = {};
   problem.plan = p.plan;
@@ -46,36 +65,104 @@ BackwardPasses MakePasses(const LightningBackwardParams& b, float* states, float
   const auto* k = static_cast<const Bf16*>(p.k);
   const auto* v = static_cast<const Bf16*>(p.v);
   const auto* dout = static_cast<const Bf16*>(b.dout);
-  const int d = p.head_dim, e = p.value_dim;
   BackwardPasses passes = {};
-  passes.state = {q,          k, v, nullptr, states, p.q_stride, p.k_stride,
-                  p.v_stride, 0, d, e,       e,      1,          false};
-  passes.gradient = {k,           q,          dout,       static_cast<Bf16*>(b.dv),
-                     gradients,   p.k_stride, p.q_stride, b.dout_stride,
-                     b.dv_stride, d,          e,          e,
-                     1,           true};
-  passes.dq = {dout,        v,
-               k,           static_cast<Bf16*>(b.dq),
-               states,      b.dout_stride,
-               p.v_stride,  p.k_stride,
-               b.dq_stride, e,
-               d,           1,
-               e,           false};
-  passes.dk = {v,
-               dout,
-               q,
-               static_cast<Bf16*>(b.dk),
-               gradients,
-               p.v_stride,
-               b.dout_stride,
-               p.q_stride,
-               b.dk_stride,
-               e,
-               d,
-               1,
-               e,
-               true};
+  Recurrence& state = passes.state;
+  state.k = k;
+  state.v = v;
+  state.states = states;
+  state.k_stride = p.k_stride;
+  state.v_stride = p.v_stride;
+  state.key_dim = p.head_dim;
+  state.value_dim = p.value_dim;
+  state.state_key_stride = p.value_dim;
+  state.state_value_stride = 1;
+  state.initial = p.initial_state;
+  Recurrence& gradient = passes.gradient;
+  gradient = state;
+  gradient.q = k;
+  gradient.k = q;
+  gradient.v = dout;
+  gradient.out = static_cast<Bf16*>(b.dv);
+  gradient.states = gradients;
+  gradient.q_stride = p.k_stride;
+  gradient.k_stride = p.q_stride;
+  gradient.v_stride = b.dout_stride;
+  gradient.out_stride = b.dv_stride;
+  gradient.reversed = true;
+  gradient.initial = b.dfinal_state;
+  gradient.last = b.dinitial_state;
+  Recurrence& dq = passes.dq;
+  dq.q = dout;
+  dq.k = v;
+  dq.v = k;
+  dq.out = static_cast<Bf16*>(b.dq);
+  dq.states = states;
+  dq.q_stride = b.dout_stride;
+  dq.k_stride = p.v_stride;
+  dq.v_stride = p.k_stride;
+  dq.out_stride = b.dq_stride;
+  dq.key_dim = p.value_dim;
+  dq.value_dim = p.head_dim;
+  dq.state_key_stride = 1;
+  dq.state_value_stride = p.value_dim;
+  dq.initial = p.initial_state;
+  Recurrence& dk = passes.dk;
+  dk = dq;
+  dk.q = v;
+  dk.k = dout;
+  dk.v = q;
+  dk.out = static_cast<Bf16*>(b.dk);
+  dk.states = gradients;
+  dk.q_stride = p.v_stride;
+  dk.k_stride = b.dout_stride;
+  dk.v_stride = p.q_stride;
+  dk.out_stride = b.dk_stride;
+  dk.reversed = true;
+  dk.initial = b.dfinal_state;
   return passes;
+}
+
+int ColumnTiles(const LightningProblem& problem, int num_passes) {
+  int tiles = 0;
+  for (int i = 0; i < num_passes; ++i) {
+    tiles = std::max(tiles, LightningColumnTiles(problem.passes[i].value_dim));
+  }
+  return tiles;
+}
+
+// Puts the state before every segment into its block of the workspace. The states after the
+// documents are written here or with the outputs.
+cudaError_t ComputeStates(const LightningProblem& problem, int num_passes, Kernels& kernels,
+                          cudaStream_t stream) {
+  const LightningPlanView& plan = problem.plan;
+  cudaError_t error = cudaSuccess;
+  if (kernels.sm90) {
+    error = LaunchSegmentStatesSm90(problem, num_passes, /*joins=*/true, stream);
+  } else if (plan.num_segments > 0) {
+    error = LaunchSegmentStates(problem, num_passes, ColumnTiles(problem, num_passes), stream);
+  }
+  if (error != cudaSuccess) return error;
+  if (!kernels.sm90) {
+    return LaunchScanStates(problem, num_passes, StateScan::kReplace, /*early=*/false, stream);
+  }
+  bool needed = plan.num_joins > 0;
+  for (int i = 0; i < num_passes; ++i) {
+    const Recurrence& pass = problem.passes[i];
+    needed = needed || pass.initial != nullptr || pass.last != nullptr;
+  }
+  if (!needed) return cudaSuccess;
+  kernels.scan_last = true;
+  return LaunchScanStates(problem, num_passes, StateScan::kReplaceOpen,
+                          /*early=*/plan.num_joins > 0, stream);
+}
+
+cudaError_t ComputeOutputs(const LightningProblem& problem, int num_passes, const Kernels& kernels,
+                           cudaStream_t stream) {
+  if (problem.plan.num_segments == 0) return cudaSuccess;
+  if (!kernels.sm90) {
+    return LaunchSegmentOutputs(problem, num_passes, ColumnTiles(problem, num_passes), stream);
+  }
+  return LaunchSegmentOutputsSm90(problem, num_passes, /*early=*/kernels.scan_last, stream);
 }
 
 }  // namespace
@@ -93,6 +180,9 @@ size_t LightningBackwardWorkspaceBytes(const LightningPlan& plan, int num_heads,
 cudaError_t LaunchLightningForward(const LightningForwardParams& p, cudaStream_t stream) {
   if (!Valid(p) || p.out_stride % 8 != 0) return cudaErrorInvalidValue;
   if (p.plan.num_documents == 0) return cudaSuccess;
+  Kernels kernels;
+  cudaError_t error = ChooseKernels(p, &kernels);
+  if (error != cudaSuccess) return error;
   LightningProblem problem = MakeProblem(p);
   Recurrence& pass = problem.passes[0];
   pass.q = static_cast<const Bf16*>(p.q);
@@ -108,13 +198,11 @@ cudaError_t LaunchLightningForward(const LightningForwardParams& p, cudaStream_t
   pass.value_dim = p.value_dim;
   pass.state_key_stride = p.value_dim;
   pass.state_value_stride = 1;
-  const bool any = p.plan.num_segments > 0;
-  const int column_tiles = LightningColumnTiles(p.value_dim);
-  cudaError_t error = any ? LaunchSegmentStates(problem, 1, column_tiles, stream) : cudaSuccess;
+  pass.initial = p.initial_state;
+  pass.last = p.final_state;
+  error = ComputeStates(problem, 1, kernels, stream);
   if (error != cudaSuccess) return error;
-  error = LaunchScanStates(problem, pass, p.initial_state, p.final_state, stream);
-  if (error != cudaSuccess || !any) return error;
-  return LaunchSegmentOutputs(problem, 1, column_tiles, stream);
+  return ComputeOutputs(problem, 1, kernels, stream);
 }
 
 cudaError_t LaunchLightningStates(const LightningStateParams& p, cudaStream_t stream) {
@@ -126,8 +214,12 @@ cudaError_t LaunchLightningStates(const LightningStateParams& p, cudaStream_t st
   sizes.value_dim = p.value_dim;
   sizes.k_stride = p.k_stride;
   sizes.v_stride = p.v_stride;
+  sizes.portable = p.portable;
   if (!Valid(sizes)) return cudaErrorInvalidValue;
   if (p.plan.num_documents == 0) return cudaSuccess;
+  Kernels kernels;
+  cudaError_t error = ChooseKernels(sizes, &kernels);
+  if (error != cudaSuccess) return error;
   LightningProblem problem = MakeProblem(sizes);
   Recurrence& pass = problem.passes[0];
   pass.k = static_cast<const Bf16*>(p.k);
@@ -138,82 +230,76 @@ cudaError_t LaunchLightningStates(const LightningStateParams& p, cudaStream_t st
   pass.key_dim = p.head_dim;
   pass.value_dim = p.value_dim;
   pass.reversed = p.reversed;
+  pass.last = p.last_state;
   if (p.plan.num_segments > 0) {
-    const cudaError_t error =
-        LaunchSegmentStates(problem, 1, LightningColumnTiles(p.value_dim), stream);
+    error = kernels.sm90
+                ? LaunchSegmentStatesSm90(problem, 1, /*joins=*/false, stream)
+                : LaunchSegmentStates(problem, 1, LightningColumnTiles(p.value_dim), stream);
     if (error != cudaSuccess) return error;
   }
-  return LaunchLastStates(problem, pass, nullptr, p.last_state, stream);
+  return LaunchScanStates(problem, 1, StateScan::kLast, /*early=*/false, stream);
 }
 
 cudaError_t LaunchLightningBackward(const LightningBackwardParams& b, cudaStream_t stream) {
   const LightningForwardParams& p = b.forward;
   if (!Valid(b)) return cudaErrorInvalidValue;
   if (p.plan.num_documents == 0) return cudaSuccess;
+  Kernels kernels;
+  cudaError_t error = ChooseKernels(p, &kernels);
+  if (error != cudaSuccess) return error;
   auto* states = static_cast<float*>(b.workspace);
   const size_t state_bytes = StateBytes(p.plan.num_segments, p.num_heads, p.head_dim, p.value_dim);
-  const BackwardPasses passes = MakePasses(b, states, states + state_bytes / sizeof(float));
-  const int d = p.head_dim, e = p.value_dim;
+  BackwardPasses passes = MakePasses(b, states, states + state_bytes / sizeof(float));
   LightningProblem problem = MakeProblem(p);
   problem.passes[0] = passes.state;
   problem.passes[1] = passes.gradient;
-  const bool any = p.plan.num_segments > 0;
-  cudaError_t error =
-      any ? LaunchSegmentStates(problem, 2, LightningColumnTiles(e), stream) : cudaSuccess;
+  error = ComputeStates(problem, 2, kernels, stream);
   if (error != cudaSuccess) return error;
-  if (any) error = LaunchScanStates(problem, passes.state, p.initial_state, nullptr, stream);
-  if (error != cudaSuccess) return error;
-  error = LaunchScanStates(problem, passes.gradient, b.dfinal_state, b.dinitial_state, stream);
-  if (error != cudaSuccess || !any) return error;
-  problem.passes[0] = passes.dq;
-  problem.passes[1] = passes.dk;
-  problem.passes[2] = passes.gradient;
-  if (LightningPaddedDim(d) == LightningPaddedDim(e)) {
-    return LaunchSegmentOutputs(problem, 3, LightningColumnTiles(std::max(d, e)), stream);
-  }
-  error = LaunchSegmentOutputs(problem, 2, LightningColumnTiles(d), stream);
-  if (error != cudaSuccess) return error;
+  // Where the sizes of keys and values share no kernel, dv is computed apart.
+  const bool together = LightningPaddedDim(p.head_dim) == LightningPaddedDim(p.value_dim);
+  problem.passes[0] = passes.dk;
+  problem.passes[1] = together ? passes.gradient : passes.dq;
+  problem.passes[2] = passes.dq;
+  error = ComputeOutputs(problem, together ? 3 : 2, kernels, stream);
+  if (error != cudaSuccess || together) return error;
   problem.passes[0] = passes.gradient;
-  return LaunchSegmentOutputs(problem, 1, LightningColumnTiles(e), stream);
+  return ComputeOutputs(problem, 1, kernels, stream);
 }
 
 cudaError_t LaunchLightningBackwardQuery(const LightningBackwardParams& b, cudaStream_t stream) {
   const LightningForwardParams& p = b.forward;
   if (!Valid(b)) return cudaErrorInvalidValue;
   if (p.plan.num_documents == 0 || p.plan.num_segments == 0) return cudaSuccess;
+  Kernels kernels;
+  cudaError_t error = ChooseKernels(p, &kernels);
+  if (error != cudaSuccess) return error;
   const BackwardPasses passes = MakePasses(b, static_cast<float*>(b.workspace), nullptr);
   LightningProblem problem = MakeProblem(p);
   problem.passes[0] = passes.state;
-  cudaError_t error = LaunchSegmentStates(problem, 1, LightningColumnTiles(p.value_dim), stream);
-  if (error != cudaSuccess) return error;
-  error = LaunchScanStates(problem, passes.state, p.initial_state, nullptr, stream);
+  error = ComputeStates(problem, 1, kernels, stream);
   if (error != cudaSuccess) return error;
   problem.passes[0] = passes.dq;
-  return LaunchSegmentOutputs(problem, 1, LightningColumnTiles(p.head_dim), stream);
+  return ComputeOutputs(problem, 1, kernels, stream);
 }
 
 cudaError_t LaunchLightningBackwardKeyValue(const LightningBackwardParams& b, cudaStream_t stream) {
   const LightningForwardParams& p = b.forward;
   if (!Valid(b)) return cudaErrorInvalidValue;
   if (p.plan.num_documents == 0) return cudaSuccess;
+  Kernels kernels;
+  cudaError_t error = ChooseKernels(p, &kernels);
+  if (error != cudaSuccess) return error;
   const BackwardPasses passes = MakePasses(b, nullptr, static_cast<float*>(b.workspace));
-  const int d = p.head_dim, e = p.value_dim;
   LightningProblem problem = MakeProblem(p);
   problem.passes[0] = passes.gradient;
-  const bool any = p.plan.num_segments > 0;
-  cudaError_t error =
-      any ? LaunchSegmentStates(problem, 1, LightningColumnTiles(e), stream) : cudaSuccess;
+  error = ComputeStates(problem, 1, kernels, stream);
   if (error != cudaSuccess) return error;
-  error = LaunchScanStates(problem, passes.gradient, b.dfinal_state, b.dinitial_state, stream);
-  if (error != cudaSuccess || !any) return error;
-  if (LightningPaddedDim(d) == LightningPaddedDim(e)) {
-    problem.passes[1] = passes.dk;
-    return LaunchSegmentOutputs(problem, 2, LightningColumnTiles(std::max(d, e)), stream);
-  }
-  error = LaunchSegmentOutputs(problem, 1, LightningColumnTiles(e), stream);
-  if (error != cudaSuccess) return error;
+  const bool together = LightningPaddedDim(p.head_dim) == LightningPaddedDim(p.value_dim);
+  problem.passes[1] = passes.dk;
+  error = ComputeOutputs(problem, together ? 2 : 1, kernels, stream);
+  if (error != cudaSuccess || together) return error;
   problem.passes[0] = passes.dk;
-  return LaunchSegmentOutputs(problem, 1, LightningColumnTiles(d), stream);
+  return ComputeOutputs(problem, 1, kernels, stream);
 }
 
 }  // namespace evenkeel

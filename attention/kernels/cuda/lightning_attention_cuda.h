@@ -1,6 +1,7 @@
 // Lightning attention on CUDA with the meaning of attention/lightning_attention.h: per head, with
 // lambda = exp(-slope), S_t = lambda S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, the state starting
-// anew at each document. bf16 tensors, float32 states and accumulation, sm_80 and later.
+// anew at each document. bf16 tensors, float32 states and accumulation, sm_80 and later; heads of
+// 128 have kernels of their own on compute capability 9.0.
 //
 // Shapes: T packed tokens, B documents, H heads, D head size of q and k, E of v, multiples of 8 up
 // to 256. Rows are strided by multiples of 8 elements, heads are dense, pointers are aligned to 16
@@ -33,6 +34,7 @@ struct LightningForwardParams {
   int64_t v_stride = 0;
   int64_t out_stride = 0;
   void* workspace = nullptr;  // LightningForwardWorkspaceBytes, aligned to 256
+  bool portable = false;      // the kernels of sm_80 on any GPU
 };
 
 // Bytes of scratch memory: the states between segments.
@@ -86,6 +88,7 @@ struct LightningStateParams {
   bool reversed = false;
   float* last_state = nullptr;  // [B, H, D, E]; zero for a document without tokens
   void* workspace = nullptr;    // LightningForwardWorkspaceBytes, aligned to 256
+  bool portable = false;        // the kernels of sm_80 on any GPU
 };
 
 cudaError_t LaunchLightningStates(const LightningStateParams& params, cudaStream_t stream);

@@ -8,8 +8,8 @@
 
 namespace evenkeel {
 
-// Tokens a block of the kernels multiplies at a time.
-constexpr int kLightningChunk = 64;
+// Segments are whole chunks of 128 tokens: what a block multiplies at a time, or twice that.
+constexpr int kLightningChunk = 128;
 
 // Tokens [row_begin, row_begin + rows) of one document.
 struct LightningSegment {
@@ -25,21 +25,29 @@ struct LightningDocument {
   int32_t end;
 };
 
+// A join is a segment that another one of its document follows: where a state passes between
+// blocks.
 struct LightningPlan {
+  int64_t num_tokens = 0;
   int64_t num_segments = 0;
   int64_t num_documents = 0;
-  std::vector<std::byte> bytes;  // segments, then documents
+  int64_t num_joins = 0;
+  std::vector<std::byte> bytes;  // segments, documents, joins
 };
 
 struct LightningPlanView {
+  int64_t num_tokens = 0;
   int64_t num_segments = 0;
   int64_t num_documents = 0;
+  int64_t num_joins = 0;
   const LightningSegment* segments = nullptr;
   const LightningDocument* documents = nullptr;
+  const int32_t* joins = nullptr;  // segments that their successors follow
 };
 
-// Returns the segment length, a multiple of the chunk, that gives a GPU of num_multiprocessors a
-// few blocks each: longer segments mean fewer states in memory, shorter ones more blocks.
+// Returns the segment length, a multiple of the chunk, with which one sequence of num_tokens gives
+// every multiprocessor its share at once: every further cut costs a state in memory and the reading
+// of the keys and values that it sums.
 int LightningSegmentRows(int64_t num_tokens, int num_heads, int value_dim, int num_multiprocessors);
 
 // cu_seqlens [num_documents + 1] = {0, ..., T}, T < 2^31.

@@ -22,6 +22,7 @@
 
 #include <algorithm>
 
+#include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/lightning_segments.h"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/tile_product.cuh"
@@ -29,7 +30,7 @@
 namespace evenkeel {
 namespace {
 
-constexpr int kChunk = kLightningChunk;
+constexpr int kChunk = 64;
 constexpr int kColumns = 64;  // of v and out, a block
 constexpr int kThreads = 128;
 
@@ -156,26 +157,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Folds the segments' own states in order, and replaces each by the state before it if kReplace.
-// One thread per four elements of a state; blockIdx.y is document * H + head. initial and last are
-// [B, H, K, V] or null, and may be the same.
-template <bool kReplace>
-__global__ void ScanStatesKernel(LightningPlanView plan, const float* slopes, int num_heads,
-                                 int64_t elements, bool reversed, float* states,
-                                 const float* initial, float* last) {
-  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4;
+// Folds the segments' own states in order. One thread per four elements of a state; blockIdx.x is
+// document * H + head, blockIdx.z the pass.
+template <StateScan kScan>
+__global__ void ScanStatesKernel(const __grid_constant__ LightningProblem problem) {
+  LetDependentsStart();
+  WaitForEarlierGrids();
+  const Recurrence& pass = problem.passes[blockIdx.z];
+  const int num_heads = problem.num_heads;
+  const bool reversed = pass.reversed;
+  const int64_t elements = int64_t{pass.key_dim} * pass.value_dim;
+  const int64_t at = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * 4;
   if (at >= elements) return;
-  const int head = blockIdx.y % num_heads;
-  const LightningDocument document = plan.documents[blockIdx.y / num_heads];
-  const float log_decay = -slopes[head] * kLog2E;
-  const int64_t outer = int64_t{blockIdx.y} * elements + at;
+  const int head = blockIdx.x % num_heads;
+  const LightningDocument document = problem.plan.documents[blockIdx.x / num_heads];
+  const float log_decay = -problem.slopes[head] * kLog2E;
+  const int64_t outer = int64_t{blockIdx.x} * elements + at;
   float4 carry = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  if (initial != nullptr) carry = *reinterpret_cast<const float4*>(initial + outer);
+  if (pass.initial != nullptr) carry = *reinterpret_cast<const float4*>(pass.initial + outer);
   const int count = document.end - document.begin;
+  const int own_count = kScan == StateScan::kReplaceOpen ? count - 1 : count;
   const auto place = [&](int i) {
     const int segment = reversed ? document.end - 1 - i : document.begin + i;
-    return reinterpret_cast<float4*>(states + (int64_t{segment} * num_heads + head) * elements +
-                                     at);
+    return reinterpret_cast<float4*>(pass.states +
+                                     (int64_t{segment} * num_heads + head) * elements + at);
   };
   // Loads run ahead of the stores, which may not be reordered with them otherwise.
   constexpr int kAhead = 8;
@@ -183,19 +188,22 @@ __global__ void ScanStatesKernel(LightningPlanView plan, const float* slopes, in
     float4 own[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (begin + i < count) own[i] = *place(begin + i);
+      if (begin + i < own_count) own[i] = *place(begin + i);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (begin + i >= count) break;
+      if constexpr (kScan != StateScan::kLast) *place(begin + i) = carry;
+      if (begin + i >= own_count) break;
       const int segment = reversed ? document.end - 1 - begin - i : document.begin + begin + i;
-      const float shrink = Exp2(log_decay * plan.segments[segment].rows);
-      if constexpr (kReplace) *place(begin + i) = carry;
+      const float shrink = Exp2(log_decay * problem.plan.segments[segment].rows);
       carry = make_float4(carry.x * shrink + own[i].x, carry.y * shrink + own[i].y,
                           carry.z * shrink + own[i].z, carry.w * shrink + own[i].w);
     }
   }
-  if (last != nullptr) *reinterpret_cast<float4*>(last + outer) = carry;
+  if (pass.last != nullptr && (kScan != StateScan::kReplaceOpen || count == 0)) {
+    *reinterpret_cast<float4*>(pass.last + outer) = carry;
+  }
 }
 
 template <int kDim>
@@ -363,19 +371,6 @@ constexpr int StateSharedBytes() {
   return 2 * (kChunk * kDim * 2 + kChunk * kColumns * 2);
 }
 
-template <bool kReplace>
-cudaError_t LaunchScan(const LightningProblem& problem, const Recurrence& pass,
-                       const float* initial, float* last, cudaStream_t stream) {
-  const int64_t elements = int64_t{pass.key_dim} * pass.value_dim;
-  const dim3 grid(static_cast<unsigned>((elements / 4 + 127) / 128),
-                  static_cast<unsigned>(problem.plan.num_documents * problem.num_heads));
-  if (grid.y > 65535) return cudaErrorInvalidValue;
-  ScanStatesKernel<kReplace><<<grid, 128, 0, stream>>>(problem.plan, problem.slopes,
-                                                       problem.num_heads, elements, pass.reversed,
-                                                       pass.states, initial, last);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 int LightningPaddedDim(int dim) {
@@ -401,14 +396,17 @@ cudaError_t LaunchSegmentStates(const LightningProblem& problem, int num_passes,
   }
 }
 
-cudaError_t LaunchScanStates(const LightningProblem& problem, const Recurrence& pass,
-                             const float* initial, float* last, cudaStream_t stream) {
-  return LaunchScan<true>(problem, pass, initial, last, stream);
-}
-
-cudaError_t LaunchLastStates(const LightningProblem& problem, const Recurrence& pass,
-                             const float* initial, float* last, cudaStream_t stream) {
-  return LaunchScan<false>(problem, pass, initial, last, stream);
+cudaError_t LaunchScanStates(const LightningProblem& problem, int num_passes, StateScan scan,
+                             bool early, cudaStream_t stream) {
+  const int elements = problem.passes[0].key_dim * problem.passes[0].value_dim;
+  const int64_t states = problem.plan.num_documents * problem.num_heads;
+  if (states > INT32_MAX) return cudaErrorInvalidValue;
+  const dim3 grid(static_cast<unsigned>(states), static_cast<unsigned>((elements / 4 + 127) / 128),
+                  static_cast<unsigned>(num_passes));
+  const auto kernel = scan == StateScan::kReplace       ? ScanStatesKernel<StateScan::kReplace>
+                      : scan == StateScan::kReplaceOpen ? ScanStatesKernel<StateScan::kReplaceOpen>
+                                                        : ScanStatesKernel<StateScan::kLast>;
+  return LaunchKernel(kernel, grid, 128, 0, early, stream, problem);
 }
 
 cudaError_t LaunchSegmentOutputs(const LightningProblem& problem, int num_passes, int column_tiles,
