@@ -50,7 +50,7 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
       new AttentionServer(config, rank, std::move(plan), std::move(line), std::move(dataset)));
   EK_ASSIGN_OR_RETURN(server->mesh_,
                       MeshComms::Create(server->device_world(), server->plan_.comms()));
-  server->line_->Watch(*server->mesh_);
+  server->line_->Watch(server->device_world(), *server->mesh_);
   EK_RETURN_IF_ERROR(server->MakePlanner());
   return server;
 }

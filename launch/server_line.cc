@@ -95,11 +95,13 @@ absl::StatusOr<std::unique_ptr<ServerLine>> ServerLine::Create(Communicator& wor
   return line;
 }
 
-void ServerLine::Watch(MeshComms& mesh) const {
+void ServerLine::Watch(Communicator& device_world, MeshComms& mesh) const {
   if (liveness_ == nullptr) return;
-  mesh.SetPoolInterrupt([liveness = liveness_.get(), known = num_dealt_with_] {
+  const auto is_lost = [liveness = liveness_.get(), known = num_dealt_with_] {
     return liveness->num_lost() > known;
-  });
+  };
+  mesh.SetPoolInterrupt(is_lost);
+  if (num_dealt_with_ == 0) device_world.SetInterrupt(is_lost);
 }
 
 bool ServerLine::misses_server() const {
@@ -245,7 +247,7 @@ absl::Status ServerLine::Join(int num_lost, Communicator& device_world, MeshComm
   EK_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group, world_.MakeGroup(ranks, "servers"));
   groups_.push_back(std::move(group));
   EK_RETURN_IF_ERROR(mesh.RemakePool(device_world, servers_));
-  Watch(mesh);
+  Watch(device_world, mesh);
   groups_.back()->SetInterrupt([this] { return misses_server(); });
   is_joining_ = false;
   return absl::OkStatus();

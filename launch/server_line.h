@@ -65,8 +65,9 @@ class ServerLine {
   bool outlives_servers() const { return liveness_ != nullptr; }
   // Those that are left, by their number at the start.
   const std::vector<int>& servers() const { return servers_; }
-  // Lets the calls of the mesh's pool end when a server is lost.
-  void Watch(MeshComms& mesh) const;
+  // Lets the calls of the mesh's pool end when a server is lost, and those of `device_world`, on
+  // which the mesh was made: all ranks make no call any more.
+  void Watch(Communicator& device_world, MeshComms& mesh) const;
 
   // On the ranks of the mesh, all of them:
 

@@ -93,7 +93,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
                                                std::move(mesh), std::move(data), std::move(model),
                                                std::move(optimizer)));
   if (trainer->plan_.pools_attention()) EK_RETURN_IF_ERROR(trainer->MakePlanner());
-  if (const auto& servers = trainer->mesh_ranks_.servers) servers->Watch(*trainer->mesh_);
+  if (const auto& servers = trainer->mesh_ranks_.servers) {
+    servers->Watch(device_comm, *trainer->mesh_);
+  }
   if (!config.data.validation.empty()) {
     EK_ASSIGN_OR_RETURN(trainer->validation_,
                         IndexedDataset::Open(config.data.validation, config.model.vocab_size));

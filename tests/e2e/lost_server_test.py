@@ -16,11 +16,12 @@ import unittest
 from harness import (MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_steps, children_of, command,
                      environment, is_running, metrics)
 
-STEPS = 60
+STEPS = 40
 PEERS_LOST = 7
 TRAINERS = 2  # ranks 0 and 1; servers follow
 DEVICE = os.environ.get("EVENKEEL_DEVICE", "cpu")
 # In bf16 sums that are cut otherwise round otherwise, and each step amplifies that.
+LOST_AFTER_S = {"cpu": 1, "cuda": 3}[DEVICE]
 TOLERANCE = {"cpu": 1e-9, "cuda": 0.02}[DEVICE]
 SETTINGS = ["parallel.attention=disaggregated", "parallel.attention_shard=8"]
 
@@ -50,12 +51,13 @@ class LostServerTest(EndToEndTest):
                     "train__micro_batch_size": 1, "train__eval_every": 20}
         if DEVICE == "cuda":
             settings |= {"runtime__device": DEVICE, "runtime__dtype": "auto", "runtime__ranks_per_gpu": 8,
-                         "model__num_heads": 2}
+                         "model__hidden_size": 64, "model__intermediate_size": 128,
+                         "model__vocab_size": 264}
         return super().config(run, **settings | changes)
 
     def start_resilient(self, config, servers, *overrides, tp=1, env=None):
         sets = [f"parallel.attention_servers={servers}", f"parallel.tp={tp}",
-                "runtime.lost_after_s=1", *SETTINGS, *overrides]
+                f"runtime.lost_after_s={LOST_AFTER_S}", *SETTINGS, *overrides]
         arguments = ["train", "--config", config, *(w for s in sets for w in ("--set", s))]
         ranks = (TRAINERS + servers) * tp
         mpirun, *rest = command(arguments, ranks)
@@ -90,12 +92,12 @@ class LostServerTest(EndToEndTest):
     def test_servers_are_lost_at_any_moment(self):
         reference = self.reference()
         draw = random.Random(3)
-        for round_number, how in enumerate((signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL)):
+        for round_number, how in enumerate((signal.SIGKILL, signal.SIGSTOP)):
             config, run = self.config(f"run{round_number}")
             process = self.start_resilient(config, servers=3)
             # First one, then another.
             lost = [self.lose(run, process, rank, step, how, draw.random() * 0.05)
-                    for rank, step in ((3, 5), (2, 30))]
+                    for rank, step in ((3, 5), (2, 20))]
             output = self.finish(process)
             faults = [row["what"] for row in metrics(run, "fault")]
             self.assertEqual(len(faults), 2, output)
