@@ -5,8 +5,8 @@
 namespace evenkeel {
 
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   int64_t head_size, bool backward) {
-  EK_PASS_ON_TO_CUDA(context, PlanTasks(context, tasks, head_size, backward))
+                   const TaskHeads& heads, bool backward) {
+  EK_PASS_ON_TO_CUDA(context, PlanTasks(context, tasks, heads, backward))
   return tasks;
 }
 

@@ -39,10 +39,16 @@ struct SequencePlan {
   SequencePlan(const std::vector<int64_t>& offsets) : cu_seqlens(offsets) {}
 };
 
-// Plans for heads whose larger size is `head_size`; what is on the device lives in the context's
-// arena. `backward`: the backward pass is wanted too.
+// What a plan of tasks needs to know of the heads. Results do not depend on the group, only their
+// speed does.
+struct TaskHeads {
+  int64_t size = 0;   // the larger of keys' and values'
+  int64_t group = 1;  // query heads that share a key/value head
+};
+
+// What is on the device lives in the context's arena. `backward`: the backward pass is wanted too.
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   int64_t head_size, bool backward);
+                   const TaskHeads& heads, bool backward);
 SequencePlan PlanSequences(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
                            int64_t num_heads, int64_t value_size);
 

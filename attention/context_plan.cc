@@ -79,8 +79,8 @@ void PlanRing(const OpContext& context, const ContextPlanOptions& options, Conte
   for (const size_t count : lists_of_step) {
     plan.ring_steps.emplace_back();
     for (size_t i = 0; i < count; ++i) {
-      plan.ring_steps.back().push_back(
-          PlanTasks(context, plan.ring_lists[at++], options.head_size, options.backward));
+      plan.ring_steps.back().push_back(PlanTasks(
+          context, plan.ring_lists[at++], {options.head_size, options.group}, options.backward));
     }
   }
 }
@@ -204,7 +204,7 @@ std::unique_ptr<ContextPlan> MakeContextPlan(const OpContext& context, AxisComm&
     AddGatheredTasks(*plan, options.block_size);
   }
   const auto plan_tasks = [&](const std::vector<AttentionTask>& list) {
-    return PlanTasks(context, list, options.head_size, options.backward);
+    return PlanTasks(context, list, {options.head_size, options.group}, options.backward);
   };
   if (options.block_size > 0) plan->block_tasks = plan_tasks(plan->block_list);
   if (options.has_softmax) {

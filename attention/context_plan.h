@@ -85,6 +85,7 @@ struct ContextPlanOptions {
   int64_t block_size = 0;  // > 0: attention inside blocks is wanted
   int64_t head_size = 0;
   int64_t num_heads = 0;  // of this rank
+  int64_t group = 1;      // query heads that share a key/value head
   bool backward = true;
 };
 

@@ -120,11 +120,11 @@ PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
   return step;
 }
 
-void Prepare(const OpContext& context, int64_t head_size, PoolTick& tick) {
+void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick) {
   const bool backward = tick.tick.phase == PipelinePhase::kBackward;
   for (const auto& layer : tick.layers) {
     for (int n = 0; n < 2; ++n) {
-      Prepare(context, head_size, backward, layer->nano[n]);
+      Prepare(context, heads, backward, layer->nano[n]);
       layer->segments[n] = Mirror(context, RowSegments(layer->sums[n].segments));
       layer->terms[n] = Mirror(context, Positions(layer->sums[n].terms));
     }

@@ -76,7 +76,7 @@ struct PoolStep {
 PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
                       absl::Span<const std::vector<std::vector<int64_t>>> cu_seqlens, int rank);
 
-// `head_size`: the larger of keys' and values'. What is on a GPU lives in the context's arena.
-void Prepare(const OpContext& context, int64_t head_size, PoolTick& tick);
+// What is on a GPU lives in the context's arena.
+void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick);
 
 }  // namespace evenkeel

@@ -222,9 +222,10 @@ void KeyGradientSums(const ServerExchange& first, const ServerExchange& second, 
   second_sums = SumsOf(std::move(after));
 }
 
-void Prepare(const OpContext& context, int64_t head_size, bool backward, ServerExchange& exchange) {
-  exchange.resident_tasks = PlanTasks(context, exchange.resident_list, head_size, backward);
-  exchange.tasks = PlanTasks(context, exchange.task_list, head_size, backward);
+void Prepare(const OpContext& context, const TaskHeads& heads, bool backward,
+             ServerExchange& exchange) {
+  exchange.resident_tasks = PlanTasks(context, exchange.resident_list, heads, backward);
+  exchange.tasks = PlanTasks(context, exchange.task_list, heads, backward);
   const auto mirror = [&](const std::vector<RowRange>& list) {
     return Mirror(context, RowRanges(list));
   };

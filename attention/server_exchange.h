@@ -91,6 +91,7 @@ void KeyGradientSums(const ServerExchange& first, const ServerExchange& second, 
                      KeyGradientList& first_sums, KeyGradientList& second_sums);
 
 // Plans the tasks and mirrors the lists. What is on a GPU lives in the context's arena.
-void Prepare(const OpContext& context, int64_t head_size, bool backward, ServerExchange& exchange);
+void Prepare(const OpContext& context, const TaskHeads& heads, bool backward,
+             ServerExchange& exchange);
 
 }  // namespace evenkeel

@@ -245,7 +245,6 @@ void ServerBackward::Attend() {
   if (!exchange_.task_list.empty()) {
     const TraceScope trace(context_, "tasks");
     const AttendTimer timer(times_);
-    SetZero(context_, dkv_);
     const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);
     const int64_t q_end = heads_.q_width(), out_end = q_end + heads_.out_width();
     const int64_t h = heads_.num_heads, g = heads_.num_kv_heads;
@@ -253,7 +252,7 @@ void ServerBackward::Attend() {
         context_, exchange_.tasks, heads_.scale, rows_.Columns(0, q_end).SplitHeads(h),
         kv.keys.SplitHeads(g), kv.values.SplitHeads(g), rows_.Columns(q_end, out_end).SplitHeads(h),
         lse_, rows_.Columns(out_end, query_width()).SplitHeads(h), dq_.SplitHeads(h),
-        dkv.keys.SplitHeads(g), dkv.values.SplitHeads(g), KeyGradients::kAdd);
+        dkv.keys.SplitHeads(g), dkv.values.SplitHeads(g), KeyGradients::kWriteWide);
   }
   MessageGroup group(mode_);
   group.Send(exchange_.queries.receives, dq_);

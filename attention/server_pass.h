@@ -14,6 +14,7 @@
 // H Dq and G (Dq + D) numbers of the wide dtype back. docs/disaggregation.md
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "attention/server_exchange.h"
@@ -32,6 +33,7 @@ struct AttentionHeads {
   int64_t q_width() const { return num_heads * key_size; }
   int64_t out_width() const { return num_heads * value_size; }
   int64_t kv_width() const { return num_kv_heads * (key_size + value_size); }
+  TaskHeads of_tasks() const { return {std::max(key_size, value_size), num_heads / num_kv_heads}; }
   bool operator==(const AttentionHeads&) const = default;
 };
 

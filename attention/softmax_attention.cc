@@ -10,11 +10,11 @@ bool SameShape(const ConstTensorView& a, const ConstTensorView& b) {
   return a.shape == b.shape && a.dtype == b.dtype;
 }
 
-// What dk and dv are made of: sums over tasks that add to them are kept in the wide dtype.
+// What dk and dv are made of: what is added to is kept in the wide dtype.
 bool HoldsKeyGradients(const ConstTensorView& gradient, const ConstTensorView& of,
                        KeyGradients mode) {
   return gradient.shape == of.shape &&
-         gradient.dtype == (mode == KeyGradients::kAdd ? WideDType(of.dtype) : of.dtype);
+         gradient.dtype == (mode == KeyGradients::kWrite ? of.dtype : WideDType(of.dtype));
 }
 
 void CheckOperands(absl::Span<const AttentionTask> tasks, const ConstTensorView& q,
@@ -66,7 +66,7 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
   EK_TRACE_ON_CUDA(context, SoftmaxAttentionBackward, plan, scale, q, k, v, out, lse, dout, dq, dk,
                    dv, mode)
   DispatchFloat(q.dtype, [&]<typename T>() {
-    if (mode == KeyGradients::kWrite) {
+    if (mode != KeyGradients::kAdd) {
       ClearKeyRows<T>(context, plan.tasks, dk);
       ClearKeyRows<T>(context, plan.tasks, dv);
     }

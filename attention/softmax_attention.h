@@ -21,8 +21,9 @@ void SoftmaxAttentionForward(const OpContext& context, const TaskPlan& plan, dou
 
 // What the backward pass does to dk and dv at the tasks' key rows.
 enum class KeyGradients {
-  kAdd,    // adds, in the order of the list; on a GPU they are float32
-  kWrite,  // writes the sum over the tasks; on a GPU they are bf16
+  kAdd,        // adds, in the order of the list; on a GPU they are float32
+  kWrite,      // writes the sum over the tasks; on a GPU they are bf16
+  kWriteWide,  // the same, float32 on a GPU
 };
 
 // Backward of the same tasks. dout, dq are shaped like out and q; dk, dv like k and v. Writes dq at

@@ -356,7 +356,7 @@ sanitize_filter() {
     ops_cuda_test) say '-*Products*' ;;
     relu_attention_cuda_test) say '*BlocksOfPackedDocuments:*QueriesAhead*:*DecodeSteps:*NothingToDo*' ;;
     lightning_attention_cuda_test) say '*PackedDocuments:*DecayFromNoneToTotal:*StatesInPlace:*CombinedStates:*NoTokens' ;;
-    softmax_attention_cuda_test) say '*DecodeSteps:*ShardsThatShareTheirPrefix:*QueriesWithoutKeys:*VeryLow*' ;;
+    softmax_attention_cuda_test) say '*DecodeSteps:*SeveralKeyTiles:*ShardsThatShareTheirPrefix:*QueriesWithoutKeys:*VeryLow*' ;;
     merge_state_cuda_test | context_parallel_cuda_test) say '*' ;;
     model_cuda_test) say '*GradientsAreTheCpus/llama:*GradientsAreTheCpus/tnl:*GradientsAreTheCpus/*_t1' ;;
   esac

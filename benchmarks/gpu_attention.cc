@@ -3,6 +3,7 @@
 //
 //   gpu_attention softmax           whole causal documents
 //   gpu_attention tasks             fused batches of query shards with long key prefixes
+//   gpu_attention shards            the same, with grouped heads: backward beside whole documents
 //   gpu_attention lightning         linear attention with fixed decay
 //   gpu_attention dump FOLDER       inputs and results of small cases, for peers/attention_error.py
 //
@@ -71,9 +72,12 @@ void FillRandom(DeviceBytes& target, float deviation) {
     block[i] = __float2bfloat16(deviation * normal[(i + shift) % kBlock]);
   }
   shift += 12345;
-  for (size_t at = 0; at < target.size(); at += kBlock * 2) {
-    Check(cudaMemcpy(static_cast<char*>(target.data()) + at, block.data(),
-                     std::min(kBlock * 2, target.size() - at), cudaMemcpyHostToDevice),
+  auto* const bytes = static_cast<char*>(target.data());
+  Check(cudaMemcpy(bytes, block.data(), std::min(kBlock * 2, target.size()), cudaMemcpyDefault),
+        "fill");
+  for (size_t at = kBlock * 2; at < target.size(); at += kBlock * 2) {
+    Check(cudaMemcpyAsync(bytes + at, bytes, std::min(kBlock * 2, target.size() - at),
+                          cudaMemcpyDefault),
           "fill");
   }
 }
@@ -106,6 +110,7 @@ struct SoftmaxCase {
   std::vector<AttentionTask> tasks;
   int64_t q_rows, kv_rows;
   int heads, kv_heads, dim;
+  KeyGradientMode mode = KeyGradientMode::kWriteBf16;
 };
 
 double Pairs(const std::vector<AttentionTask>& tasks) {
@@ -121,7 +126,7 @@ double Pairs(const std::vector<AttentionTask>& tasks) {
 struct SoftmaxRun {
   explicit SoftmaxRun(const SoftmaxCase& c)
       : plan(PlanSoftmaxAttention(c.tasks.data(), static_cast<int64_t>(c.tasks.size()),
-                                  TilingOf(c.dim), true)),
+                                  TilingOf(c.dim), c.heads / c.kv_heads, true)),
         plan_bytes(plan.bytes.size()),
         q(c.q_rows * c.heads * c.dim * 2),
         k(c.kv_rows * c.kv_heads * c.dim * 2),
@@ -130,11 +135,12 @@ struct SoftmaxRun {
         out(q.size()),
         lse(c.q_rows * c.heads * 4),
         dq(q.size()),
-        dk(k.size()),
-        dv(k.size()),
+        dk(k.size() * (c.mode == KeyGradientMode::kWriteBf16 ? 1 : 2)),
+        dv(dk.size()),
         workspace(SoftmaxBackwardWorkspaceBytes(plan, c.heads, c.dim, c.dim)) {
     plan_bytes.Upload(plan.bytes.data());
     for (DeviceBytes* x : {&q, &k, &v, &dout}) FillRandom(*x, 1.0f);
+    for (DeviceBytes* x : {&dk, &dv}) Check(cudaMemset(x->data(), 0, x->size()), "clear");
     SoftmaxForwardParams& f = params.forward;
     f.plan = ViewOf(plan, plan_bytes.data());
     f.num_heads = c.heads;
@@ -154,7 +160,7 @@ struct SoftmaxRun {
     params.dq = dq.data();
     params.dk = dk.data();
     params.dv = dv.data();
-    params.accumulate = false;
+    params.mode = c.mode;
     params.workspace = workspace.data();
   }
 
@@ -179,8 +185,9 @@ void TimeSoftmax(const char* name, const SoftmaxCase& c) {
   const auto begin = std::chrono::steady_clock::now();
   constexpr int kPlans = 20;
   for (int i = 0; i < kPlans; ++i) {
-    const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(
-        c.tasks.data(), static_cast<int64_t>(c.tasks.size()), TilingOf(c.dim), true);
+    const SoftmaxAttentionPlan plan =
+        PlanSoftmaxAttention(c.tasks.data(), static_cast<int64_t>(c.tasks.size()), TilingOf(c.dim),
+                             c.heads / c.kv_heads, true);
     if (plan.bytes.size() != run.plan.bytes.size()) std::abort();
   }
   const double plan_us =
@@ -240,6 +247,62 @@ void BenchTasks() {
     c.q_rows += shard;
   }
   TimeSoftmax("mixed shards", c);
+}
+
+// Shards with grouped heads, as attention servers get them, beside whole documents. The limit is
+// that of the bytes of k, v, dk and dv, each read or written once at 3 TB/s.
+void BenchShards() {
+  struct Row {
+    int64_t shard, context, count;
+    int heads, kv_heads, dim;
+    bool shared;  // all shards see the same keys
+  };
+  const Row rows[] = {
+      {32768, 32768, 1, 32, 8, 128, false}, {128, 8192, 32, 32, 8, 128, false},
+      {128, 32768, 16, 32, 8, 128, false},  {128, 131072, 4, 32, 8, 128, false},
+      {256, 32768, 16, 32, 8, 128, false},  {512, 32768, 8, 32, 8, 128, false},
+      {1024, 32768, 8, 32, 8, 128, false},  {1024, 131072, 2, 32, 8, 128, false},
+      {4096, 131072, 2, 32, 8, 128, false}, {128, 32768, 16, 32, 8, 128, true},
+      {1024, 32768, 8, 32, 8, 128, true},   {32768, 32768, 8, 4, 1, 128, false},
+      {128, 32768, 128, 4, 1, 128, false},  {128, 32768, 16, 4, 1, 128, false},
+      {1024, 32768, 16, 4, 1, 128, false},  {4096, 131072, 4, 4, 1, 128, false},
+      {32768, 32768, 1, 32, 8, 64, false},  {128, 32768, 16, 32, 8, 64, false},
+      {1024, 32768, 8, 32, 8, 64, false},   {32768, 32768, 1, 32, 32, 128, false},
+      {128, 32768, 8, 32, 32, 128, false},  {1024, 32768, 4, 32, 32, 128, false},
+  };
+  std::printf(
+      "# backward TFLOP/s with dk, dv written in bf16, written in float32, added in float32\n");
+  std::printf("# %-18s %6s %5s %5s %4s %8s %8s %8s %8s %8s %8s %8s\n", "case", "tasks", "heads",
+              "kv", "dim", "forward", "bf16", "limit", "float32", "limit", "added", "limit");
+  for (const Row& row : rows) {
+    const int64_t sets = row.shared ? 1 : row.count;
+    SoftmaxCase c = {{},        row.shard * row.count, row.context * sets,
+                     row.heads, row.kv_heads,          row.dim};
+    for (int64_t i = 0; i < row.count; ++i) {
+      c.tasks.push_back({i * row.shard, row.shard, i % sets * row.context, row.context});
+    }
+    const double flops = 4.0 * c.heads * c.dim * Pairs(c.tasks);
+    const std::string name = std::to_string(row.shard) + " on " + std::to_string(row.context) +
+                             (row.shared ? " shared" : "");
+    std::printf("%-20s %6zu %5d %5d %4d", name.c_str(), c.tasks.size(), c.heads, c.kv_heads, c.dim);
+    c.mode = KeyGradientMode::kAddFloat32;
+    SoftmaxRun run(c);
+    const double forward =
+        MedianMs([&] { return LaunchSoftmaxForward(run.params.forward, nullptr); });
+    std::printf(" %8.1f", flops / forward * 1e-9);
+    const std::pair<KeyGradientMode, int> modes[] = {{KeyGradientMode::kWriteBf16, 2 + 2},
+                                                     {KeyGradientMode::kWriteFloat32, 2 + 4},
+                                                     {KeyGradientMode::kAddFloat32, 2 + 8}};
+    for (const auto& [mode, element_bytes] : modes) {
+      run.params.mode = mode;
+      const double backward = MedianMs([&] { return LaunchSoftmaxBackward(run.params, nullptr); });
+      const double bytes =
+          2.0 * static_cast<double>(c.kv_rows) * c.kv_heads * c.dim * element_bytes;
+      std::printf(" %8.1f %8.0f", 2.5 * flops / backward * 1e-9, 2.5 * flops / bytes * 3.0);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
 }
 
 struct LightningCase {
@@ -356,12 +419,14 @@ int main(int argc, char** argv) {
     evenkeel::BenchSoftmax();
   } else if (mode == "tasks") {
     evenkeel::BenchTasks();
+  } else if (mode == "shards") {
+    evenkeel::BenchShards();
   } else if (mode == "lightning") {
     evenkeel::BenchLightning();
   } else if (mode == "dump" && argc > 2) {
     evenkeel::Dump(argv[2]);
   } else {
-    std::fprintf(stderr, "usage: gpu_attention softmax|tasks|lightning|dump FOLDER\n");
+    std::fprintf(stderr, "usage: gpu_attention softmax|tasks|shards|lightning|dump FOLDER\n");
     return 2;
   }
   return 0;

@@ -43,7 +43,8 @@ struct Launch {
     for (int64_t i = 0; i < batch.tasks; ++i) {
       tasks.push_back({i * q_len, q_len, i % batch.key_sets * kv_len, kv_len});
     }
-    plan = PlanTasks(context, tasks, options.head_size, /*backward=*/true);
+    plan = PlanTasks(context, tasks, {options.head_size, options.heads / options.kv_heads},
+                     /*backward=*/true);
     const auto make = [&](DType dtype, int64_t rows, int64_t heads) {
       const TensorView x = context.arena.Allocate(dtype, {rows, heads * options.head_size},
                                                   MemoryPurpose::kActivations);
@@ -61,10 +62,10 @@ struct Launch {
   void Forward(const OpContext& context) const {
     SoftmaxAttentionForward(context, plan, scale, q, k, v, out, lse);
   }
-  // Key gradients are added up in the wide dtype: a server's do, and they travel so.
+  // Key gradients in the wide dtype: a server's are, and they travel so.
   void Backward(const OpContext& context) const {
     SoftmaxAttentionBackward(context, plan, scale, q, k, v, out, lse, dout, dq, dk, dv,
-                             KeyGradients::kAdd);
+                             KeyGradients::kWriteWide);
   }
 };
 

@@ -79,10 +79,9 @@ absl::Status AttentionServer::Serve(const ServerOrder& order) {
   ServerTimes times[2];
   const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
                           times};
-  const int64_t head_size = std::max(access.heads.key_size, access.heads.value_size);
   for (PoolTick& tick : plan.ticks) {
     const ArenaScope scope(rank_.context.arena);
-    Prepare(rank_.context, head_size, tick);
+    Prepare(rank_.context, access.heads.of_tasks(), tick);
     ServeTick(access, tick);
   }
   EK_RETURN_IF_ERROR(WaitForOps(rank_.context));

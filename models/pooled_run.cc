@@ -30,13 +30,12 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank_);
   EK_RETURN_IF_ERROR(MakeSlots(static_cast<int>(PeakInFlight(schedule, pp_rank_))));
   const PoolAccess access{pool_context_.get(), pool.axis, pool.heads, pool.mode, server_times_};
-  const int64_t head_size = std::max(pool.heads.key_size, pool.heads.value_size);
   const bool is_first = IsFirstStage(0), is_last = IsLastStage(0);
   size_t action = 0;
   int64_t left = count;  // backward passes
   for (PoolTick& tick : step.ticks) {
     const ArenaScope scope(*pool_arena_);
-    Prepare(*pool_context_, head_size, tick);
+    Prepare(*pool_context_, pool.heads.of_tasks(), tick);
     const int64_t micro_batch = MicroBatchAt(tick.tick, shape_.pp, count, pp_rank_);
     if (micro_batch < 0) {
       ServeTick(access, tick);

@@ -38,13 +38,14 @@ void PlanDocuments(const OpContext& context, const ModelConfig& config,
     layout.sequences =
         PlanSequences(context, cu_seqlens, config.num_heads / DegreeOf(tp), config.head_size());
   }
+  const TaskHeads heads = {config.head_size(), config.num_heads / config.kv_heads()};
   if (config.has_kind(LayerKind::kDiagAttention)) {
     layout.block_list = TasksOfBlocks(cu_seqlens, config.block_size);
-    layout.block_tasks = PlanTasks(context, layout.block_list, config.head_size(), backward);
+    layout.block_tasks = PlanTasks(context, layout.block_list, heads, backward);
   }
   if (config.has_kind(LayerKind::kSoftmax)) {
     layout.task_list = TasksOfDocuments(cu_seqlens);
-    layout.tasks = PlanTasks(context, layout.task_list, config.head_size(), backward);
+    layout.tasks = PlanTasks(context, layout.task_list, heads, backward);
   }
 }
 
@@ -82,6 +83,7 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
   if (config.has_kind(LayerKind::kDiagAttention)) options.block_size = config.block_size;
   options.head_size = config.head_size();
   options.num_heads = config.num_heads / DegreeOf(axes.tp);
+  options.group = config.num_heads / config.kv_heads();
   options.backward = backward;
   layout.context = MakeContextPlan(context, *axes.cp, axes.strategy, batch.cu_seqlens, options);
   *shard = TakeShard(batch, layout.context->layout, axes.cp->rank());

@@ -48,7 +48,7 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
   for (int round = 0; round < 20; ++round) {
     const std::vector<AttentionTask> tasks = RandomTasks(rng, 12, 700);
     const SoftmaxAttentionPlan plan =
-        PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), false);
+        PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), 1, false);
     const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
     std::map<int64_t, std::pair<int64_t, int64_t>> visible_of_row;  // row -> (kv_begin, keys)
     int64_t most = int64_t{1} << 40;
@@ -94,12 +94,22 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
     }
     const SoftmaxAttentionTiling tiling = TilingOf(round % 2 == 0 ? 128 : 64);
     const SoftmaxAttentionPlan plan =
-        PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, true);
+        PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, 1 + round % 5, true);
     const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
     std::vector<int> turns(view.num_query_tiles, 0);
     std::map<int64_t, int> tiles_of_key;
+    int64_t batch_end = 0;
     for (int64_t i = 0; i < view.num_key_tiles; ++i) {
       const KeyTile& keys = view.key_tiles[i];
+      if (i == batch_end) {
+        EXPECT_EQ(keys.batch_begin, i);
+        batch_end += keys.batch_tiles;
+      }
+      const KeyTile& first = view.key_tiles[keys.batch_begin];
+      EXPECT_EQ(keys.batch_begin, first.batch_begin);
+      EXPECT_EQ(keys.batch_tiles, first.batch_tiles);
+      EXPECT_EQ(keys.heads_at_once, first.heads_at_once);
+      EXPECT_GT(keys.heads_at_once, 0);
       ASSERT_LE(keys.kv_rows, tiling.backward_keys);
       for (int r = 0; r < keys.kv_rows; ++r) ++tiles_of_key[keys.kv_begin + r];
       int met = 0;
@@ -121,6 +131,7 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
       }
       EXPECT_GT(met, 0);
     }
+    EXPECT_EQ(batch_end, view.num_key_tiles);
     for (const auto& [key, count] : tiles_of_key) EXPECT_EQ(count, 1) << key;
     for (const AttentionTask& task : tasks) {
       if (task.q_len == 0) continue;
@@ -131,8 +142,35 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
   }
 }
 
+// Runs of few steps are merged until there is work for all blocks; what is long comes alone, and
+// first.
+TEST(SoftmaxAttentionPlanTest, KeyTilesComeInBatchesThatDoNotWait) {
+  std::vector<AttentionTask> tasks;
+  for (int64_t i = 0; i < 40; ++i) tasks.push_back({i * 128, 128, i * 2048, 2048});
+  tasks.push_back({40 * 128, 65536, 40 * 2048, 65536});
+  const SoftmaxAttentionPlan plan =
+      PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), 4, true);
+  const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+  ASSERT_EQ(view.num_key_tiles, 512 + 40 * 16);
+  for (int64_t i = 0; i < 512; ++i) {
+    EXPECT_EQ(view.key_tiles[i].kv_begin, 40 * 2048 + i * 128);
+    EXPECT_EQ(view.key_tiles[i].batch_tiles, 512);
+    EXPECT_EQ(view.key_tiles[i].heads_at_once, 1);
+  }
+  // Tiles of 8 steps, so 8 of a run at a time: 17 runs for 132 blocks, then 17, then 6.
+  for (int64_t i = 512; i < view.num_key_tiles; ++i) {
+    const KeyTile& keys = view.key_tiles[i];
+    const int64_t batch = (i - 512) / (17 * 16), within = (i - 512) % (17 * 16);
+    const int64_t runs = batch < 2 ? 17 : 6;
+    EXPECT_EQ(keys.batch_begin, 512 + batch * 17 * 16);
+    EXPECT_EQ(keys.batch_tiles, runs * 16);
+    EXPECT_EQ(keys.heads_at_once, batch < 2 ? 1 : 3);
+    EXPECT_EQ(keys.kv_begin, (batch * 17 + within % runs) * 2048 + within / runs * 128);
+  }
+}
+
 TEST(SoftmaxAttentionPlanTest, AnEmptyListIsAnEmptyPlan) {
-  const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(nullptr, 0, TilingOf(128), true);
+  const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(nullptr, 0, TilingOf(128), 1, true);
   EXPECT_EQ(plan.num_forward_tiles, 0);
   EXPECT_EQ(plan.num_key_tiles, 0);
   EXPECT_TRUE(plan.bytes.empty());

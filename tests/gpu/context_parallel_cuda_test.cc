@@ -143,7 +143,7 @@ TEST_F(ContextParallelCudaTest, PiecesOfSoftmaxAttentionFoldToTheWhole) {
         // Rows of no task keep lse = -infinity: whatever is in their part_out is left out.
         const TensorView unused = Place(DType::kF32, q_shape);
         SetIdentityState(*context_, unused, part_lse);
-        SoftmaxAttentionForward(*context_, PlanTasks(*context_, tasks, size, /*backward=*/false),
+        SoftmaxAttentionForward(*context_, PlanTasks(*context_, tasks, {size}, /*backward=*/false),
                                 scale, q_d, k_d, v_d, part, part_lse);
         MergeState(*context_, part, part_lse, folded, folded_lse);
       }
@@ -155,7 +155,7 @@ TEST_F(ContextParallelCudaTest, PiecesOfSoftmaxAttentionFoldToTheWhole) {
       std::vector<double> dq_sum(q.size(), 0.0);
       for (const auto& tasks : lists) {
         const TensorView dq_d = Place(DType::kBF16, q_shape);
-        SoftmaxAttentionBackward(*context_, PlanTasks(*context_, tasks, size, /*backward=*/true),
+        SoftmaxAttentionBackward(*context_, PlanTasks(*context_, tasks, {size}, /*backward=*/true),
                                  scale, q_d, k_d, v_d, rounded, folded_lse, dout_d, dq_d, dk_d,
                                  dv_d);
         const std::vector<double> part_dq = Read(dq_d);

@@ -132,7 +132,8 @@ Reference Compute(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
 
 struct Results {
   std::vector<Bits> out, dq, dk16, dv16;
-  std::vector<float> lse, dk, dv;
+  std::vector<float> lse, dk, dv;  // added to 0.25 and -0.5
+  std::vector<float> dk32, dv32;
 };
 
 void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, double scale,
@@ -140,13 +141,14 @@ void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, doubl
   const Shape& s = t.shape;
   const int dim = std::max(s.head_dim, s.value_dim);
   const SoftmaxAttentionPlan plan =
-      PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(dim), true);
+      PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(dim), s.heads / s.kv_heads, true);
   const DeviceArray<std::byte> bytes(plan.bytes);
   const DeviceArray<Bits> q(t.q), k(t.k), v(t.v), dout(t.dout);
   const DeviceArray<Bits> out(s.q_rows * t.o_stride), dq(s.q_rows * t.q_stride);
   const DeviceArray<Bits> dk16(s.kv_rows * t.k_stride), dv16(s.kv_rows * t.v_stride);
   const DeviceArray<float> dk(std::vector<float>(s.kv_rows * t.k_stride, 0.25f));
   const DeviceArray<float> dv(std::vector<float>(s.kv_rows * t.v_stride, -0.5f));
+  const DeviceArray<float> dk32(s.kv_rows * t.k_stride), dv32(s.kv_rows * t.v_stride);
   const DeviceArray<float> lse(s.q_rows * s.heads);
   const DeviceArray<std::byte> workspace(
       SoftmaxBackwardWorkspaceBytes(plan, s.heads, s.head_dim, s.value_dim));
@@ -178,7 +180,7 @@ void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, doubl
   b.dq = dq.data();
   b.dk = dk.data();
   b.dv = dv.data();
-  b.accumulate = true;
+  b.mode = KeyGradientMode::kAddFloat32;
   b.dout_stride = t.o_stride;
   b.dq_stride = t.q_stride;
   b.dk_stride = t.k_stride;
@@ -186,13 +188,18 @@ void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, doubl
   b.workspace = workspace.data();
   ASSERT_EQ(LaunchSoftmaxBackward(b, nullptr), cudaSuccess);
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  b.dk = dk16.data();
-  b.dv = dv16.data();
-  b.accumulate = false;
+  b.dk = dk32.data();
+  b.dv = dv32.data();
+  b.mode = KeyGradientMode::kWriteFloat32;
   ASSERT_EQ(LaunchSoftmaxBackward(b, nullptr), cudaSuccess);
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  results = {out.Download(), dq.Download(), dk16.Download(), dv16.Download(),
-             lse.Download(), dk.Download(), dv.Download()};
+  b.dk = dk16.data();
+  b.dv = dv16.data();
+  b.mode = KeyGradientMode::kWriteBf16;
+  ASSERT_EQ(LaunchSoftmaxBackward(b, nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  results = {out.Download(), dq.Download(), dk16.Download(), dv16.Download(), lse.Download(),
+             dk.Download(),  dv.Download(), dk32.Download(), dv32.Download()};
 }
 
 // Rounding the result alone costs 1.7e-3 in the 2-norm; probabilities and score gradients are
@@ -211,6 +218,8 @@ void CheckKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
   EXPECT_EQ(got.dq, again.dq);
   EXPECT_EQ(got.dk, again.dk);
   EXPECT_EQ(got.dv, again.dv);
+  EXPECT_EQ(got.dk16, again.dk16);
+  EXPECT_EQ(got.dv16, again.dv16);
 
   const int D = shape.head_dim, E = shape.value_dim, H = shape.heads, G = shape.kv_heads;
   std::vector<char> query_named(shape.q_rows, 0), key_named(shape.kv_rows, 0);
@@ -218,7 +227,7 @@ void CheckKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
     std::fill_n(query_named.begin() + task.q_begin, task.q_len, 1);
     if (task.q_len > 0) std::fill_n(key_named.begin() + task.kv_begin, task.kv_len, 1);
   }
-  RelativeError out, dq, dk, dv, dk16, dv16;
+  RelativeError out, dq, dk, dv, dk16, dv16, dk32, dv32;
   double lse_error = 0.0;
   int64_t touched = 0;
   for (int64_t i = 0; i < shape.q_rows; ++i) {
@@ -249,23 +258,25 @@ void CheckKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
   }
   for (int64_t j = 0; j < shape.kv_rows; ++j) {
     for (int c = 0; c < t.k_stride; ++c) {
-      const float x = got.dk[j * t.k_stride + c];
+      const float x = got.dk[j * t.k_stride + c], z = got.dk32[j * t.k_stride + c];
       const Bits y = got.dk16[j * t.k_stride + c];
       if (key_named[j] && c < G * D) {
         dk.Add(x - 0.25, want.dk[j * G * D + c]);
         dk16.Add(FromBits(y), want.dk[j * G * D + c]);
+        dk32.Add(z, want.dk[j * G * D + c]);
       } else {
-        touched += (x != 0.25f) + (y != kPoison);
+        touched += (x != 0.25f) + (y != kPoison) + !std::isnan(z);
       }
     }
     for (int c = 0; c < t.v_stride; ++c) {
-      const float x = got.dv[j * t.v_stride + c];
+      const float x = got.dv[j * t.v_stride + c], z = got.dv32[j * t.v_stride + c];
       const Bits y = got.dv16[j * t.v_stride + c];
       if (key_named[j] && c < G * E) {
         dv.Add(x + 0.5, want.dv[j * G * E + c]);
         dv16.Add(FromBits(y), want.dv[j * G * E + c]);
+        dv32.Add(z, want.dv[j * G * E + c]);
       } else {
-        touched += (x != -0.5f) + (y != kPoison);
+        touched += (x != -0.5f) + (y != kPoison) + !std::isnan(z);
       }
     }
   }
@@ -275,6 +286,8 @@ void CheckKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, dou
   EXPECT_LE(dq.value(), kBackwardBound);
   EXPECT_LE(dk.value(), kBackwardBound);
   EXPECT_LE(dv.value(), kBackwardBound);
+  EXPECT_LE(dk32.value(), kBackwardBound);
+  EXPECT_LE(dv32.value(), kBackwardBound);
   EXPECT_LE(dk16.value(), kBackwardBound);
   EXPECT_LE(dv16.value(), kBackwardBound);
 }
@@ -421,6 +434,38 @@ TEST_F(SoftmaxAttentionCudaTest, RandomTaskLists) {
     }
     Check({group * kv_heads, kv_heads, dim, dim, row, kv_rows}, tasks, seed + 50);
   }
+}
+
+// Several key tiles for every block that runs, most of them of one to three steps: shards with keys
+// of their own, from one query to more than a tile, on prefixes from one key to many tiles, and
+// shards that share theirs.
+TEST_F(SoftmaxAttentionCudaTest, ManyShardsWithLongPrefixes) {
+  const int64_t q_lens[] = {1, 7, 64, 3, 65, 16, 2, 130, 9, 1, 33, 5};
+  const int64_t kv_lens[] = {1500, 1, 901, 1920, 77, 1281, 128, 650, 129, 1111, 1790, 64};
+  std::vector<AttentionTask> tasks;
+  int64_t row = 0, key = 0;
+  for (int i = 0; i < 12; ++i) {
+    const int64_t kv_len = std::max(kv_lens[i], q_lens[i]);
+    tasks.push_back({row, q_lens[i], key, kv_len});
+    row += q_lens[i];
+    if (i % 3 == 0 && kv_len > 400) {
+      tasks.push_back({row, 6, key + 100, kv_len - 300});
+      row += 6;
+    }
+    key += kv_len;
+  }
+  Check({8, 8, 128, 128, row, key}, tasks, 800);
+  Check({16, 4, 128, 128, row, key}, tasks, 801);
+  Check({32, 4, 128, 128, row, key}, tasks, 802);
+  Check({16, 4, 64, 64, row, key}, tasks, 803);
+}
+
+// The same with few pairs, for compute-sanitizer.
+TEST_F(SoftmaxAttentionCudaTest, BlocksThatTakeSeveralKeyTiles) {
+  const std::vector<AttentionTask> tasks = {
+      {0, 1, 0, 2500}, {1, 3, 2500, 2400}, {4, 2, 4900, 2451}};
+  Check({8, 8, 128, 128, 6, 7351}, tasks, 810);
+  Check({8, 4, 64, 64, 6, 7351}, tasks, 811);
 }
 
 TEST_F(SoftmaxAttentionCudaTest, LongRowsKeepTheirAccuracy) {

@@ -22,10 +22,11 @@ namespace {
 
 std::shared_ptr<const CudaTaskPlan> MakeTaskPlan(const OpContext& context,
                                                  absl::Span<const AttentionTask> tasks,
-                                                 int64_t head_size, bool backward) {
+                                                 const TaskHeads& heads, bool backward) {
   auto plan = std::make_shared<CudaTaskPlan>();
   plan->host = PlanSoftmaxAttention(tasks.data(), static_cast<int64_t>(tasks.size()),
-                                    TilingOf(static_cast<int>(head_size)), backward);
+                                    TilingOf(static_cast<int>(heads.size)),
+                                    static_cast<int>(heads.group), backward);
   plan->view =
       ViewOf(plan->host, Uploaded(context, plan->host.bytes.data(), plan->host.bytes.size()));
   plan->tasks = static_cast<const AttentionTask*>(
@@ -34,10 +35,11 @@ std::shared_ptr<const CudaTaskPlan> MakeTaskPlan(const OpContext& context,
 }
 
 std::shared_ptr<const CudaTaskPlan> PlanOf(const OpContext& context, const TaskPlan& plan,
-                                           const ConstTensorView& q, const ConstTensorView& v,
-                                           bool backward) {
+                                           const ConstTensorView& q, const ConstTensorView& k,
+                                           const ConstTensorView& v, bool backward) {
   if (plan.cuda != nullptr) return plan.cuda;
-  return MakeTaskPlan(context, plan.tasks, std::max(q.dim(2), v.dim(2)), backward);
+  const int64_t group = k.dim(1) > 0 ? q.dim(1) / k.dim(1) : 1;
+  return MakeTaskPlan(context, plan.tasks, {std::max(q.dim(2), v.dim(2)), group}, backward);
 }
 
 // What the parameter structs of softmax and ReLU attention have in common.
@@ -102,9 +104,9 @@ MergeStateParams StateParams(const TensorView& out, const TensorView& lse) {
 }  // namespace
 
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   int64_t head_size, bool backward) {
+                   const TaskHeads& heads, bool backward) {
   TaskPlan plan(tasks);
-  plan.cuda = MakeTaskPlan(context, tasks, head_size, backward);
+  plan.cuda = MakeTaskPlan(context, tasks, heads, backward);
   return plan;
 }
 
@@ -112,7 +114,7 @@ void SoftmaxAttentionForward(const OpContext& context, const TaskPlan& plan, dou
                              ConstTensorView q, ConstTensorView k, ConstTensorView v,
                              TensorView out, TensorView lse) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/false);
+  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
   SoftmaxForwardParams params = ForwardParams(*device_plan, scale, q, k, v);
   CheckHeads(out);
   EK_CHECK(lse.is_dense()) << lse.shape.ToString();
@@ -127,7 +129,7 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
                               ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
                               TensorView dq, TensorView dk, TensorView dv, KeyGradients mode) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/true);
+  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/true);
   SoftmaxBackwardParams params;
   params.forward = ForwardParams(*device_plan, scale, q, k, v);
   CheckHeads(out);
@@ -139,7 +141,9 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
   params.forward.out_stride = out.stride(0);
   params.forward.lse = const_cast<float*>(lse.as<float>());
   SetGradients(params, dout, dq, dk, dv);
-  params.accumulate = mode == KeyGradients::kAdd;
+  params.mode = mode == KeyGradients::kAdd     ? KeyGradientMode::kAddFloat32
+                : mode == KeyGradients::kWrite ? KeyGradientMode::kWriteBf16
+                                               : KeyGradientMode::kWriteFloat32;
   params.workspace = Scratch(
       context, SoftmaxBackwardWorkspaceBytes(device_plan->host, params.forward.num_heads,
                                              params.forward.head_dim, params.forward.value_dim));
@@ -164,7 +168,7 @@ void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, d
                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                TensorView out) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/false);
+  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
   ReluAttentionForwardParams params = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
   CheckHeads(out);
   params.out = out.data;
@@ -176,7 +180,7 @@ void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, 
                                 ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                 ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, v, /*backward=*/false);
+  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
   ReluAttentionBackwardParams params;
   params.forward = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
   CheckHeads(dout);

@@ -70,25 +70,36 @@ __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Starts copying the box at (column, head, row) of a [rows, heads, columns] tensor.
+// Starts copying the box at (column, head, row) of a [rows, heads, columns] tensor. kReadOnce: the
+// L2 cache may give it up before other data.
+template <bool kReadOnce = false>
 __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
                                         int column, int head, int row) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared),
-      "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row)
-      : "memory");
+  if constexpr (kReadOnce) {
+    constexpr uint64_t kEvictFirst = 0x12f0000000000000;  // what createpolicy makes of evict_first
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared),
+        "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row), "l"(kEvictFirst)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared),
+        "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row)
+        : "memory");
+  }
 }
 
 // Starts copying a tile of kRows x kCols; the barrier expects its bytes and `more`. What lies past
 // the tensor's edges arrives as zeros and counts as bytes.
-template <int kRows, int kCols>
+template <int kRows, int kCols, bool kReadOnce = false>
 __device__ __forceinline__ void CopyTile(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
                                          int head, int row, int more = 0) {
   ArriveExpectingBytes(barrier, kRows * kCols * 2 + more);
 #pragma unroll
   for (int panel = 0; panel < kCols / 64; ++panel) {
-    CopyBox(shared + panel * kRows * 128, map, barrier, panel * 64, head, row);
+    CopyBox<kReadOnce>(shared + panel * kRows * 128, map, barrier, panel * 64, head, row);
   }
 }
 

@@ -187,7 +187,7 @@ __device__ __forceinline__ void LoadQueries(const SoftmaxBackwardParams& b,
 template <int kM, int kN>
 __device__ __forceinline__ void StoreKeyGradient(const float (&acc)[kM][kN][4], void* target,
                                                  int64_t stride, int64_t row, int head_col, int col,
-                                                 int dim, float scale, bool accumulate,
+                                                 int dim, float scale, KeyGradientMode mode,
                                                  uint32_t covered, int lane) {
 #pragma unroll
   for (int r = 0; r < kM; ++r) {
@@ -200,12 +200,13 @@ __device__ __forceinline__ void StoreKeyGradient(const float (&acc)[kM][kN][4], 
         const int column = col + c * 8 + (lane % 4) * 2;
         if (column >= dim) continue;
         const float x = acc[r][c][half * 2] * scale, y = acc[r][c][half * 2 + 1] * scale;
-        if (accumulate) {
-          float2* place = reinterpret_cast<float2*>(static_cast<float*>(target) + at + column);
-          const float2 old = *place;
-          *place = make_float2(old.x + x, old.y + y);
-        } else {
+        if (mode == KeyGradientMode::kWriteBf16) {
           *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(target) + at + column) = PackBf16(x, y);
+        } else {
+          auto* place = reinterpret_cast<float2*>(static_cast<float*>(target) + at + column);
+          float2 old = make_float2(0.0f, 0.0f);
+          if (mode == KeyGradientMode::kAddFloat32) old = *place;
+          *place = make_float2(old.x + x, old.y + y);
         }
       }
     }
@@ -233,8 +234,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   // Tickets, not block indices: a block may wait only for blocks that run already.
   if (thread == 0) ticket = atomicAdd(w.counters, 1);
   __syncthreads();
-  const KeyTile keys = p.plan.key_tiles[ticket / p.num_kv_heads];
-  const int kv_head = ticket % p.num_kv_heads;
+  const auto [tile_index, kv_head] = TicketOf(p.plan.key_tiles, ticket, p.num_kv_heads);
+  const KeyTile keys = p.plan.key_tiles[tile_index];
   const int group = p.num_heads / p.num_kv_heads, first_head = kv_head * group;
   uint32_t* const turns = w.counters + 1;
 
@@ -365,9 +366,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (signal != nullptr && thread == 0) CountContribution(signal);
 
   StoreKeyGradient(dk, b.dk, b.dk_stride, int64_t{keys.kv_begin} + grad_row, kv_head * p.head_dim,
-                   grad_col, p.head_dim, p.scale, b.accumulate, covered, lane);
+                   grad_col, p.head_dim, p.scale, b.mode, covered, lane);
   StoreKeyGradient(dv, b.dv, b.dv_stride, int64_t{keys.kv_begin} + grad_row, kv_head * p.value_dim,
-                   grad_col, p.value_dim, 1.0f, b.accumulate, covered, lane);
+                   grad_col, p.value_dim, 1.0f, b.mode, covered, lane);
 }
 
 template <int kDim>

@@ -1,13 +1,14 @@
 // Backward pass on Hopper, with the formulas, the order and the turns of
-// softmax_attention_backward.cu. Two warpgroups own 64 keys each of a tile of 128 and compute
+// softmax_attention_backward.cu. As many blocks as multiprocessors take key tiles, one after the
+// other, in the order of the plan. Two warpgroups own 64 keys each of a tile of 128 and compute
 // transposed scores, keys by queries:
 //   S^T = K Q^T, dP^T = V dO^T;  P^T and dS^T stay in registers as left operands of
 //   dV += P^T dO, dK += dS^T Q;  dS^T goes to shared memory once, for dQ^T = K^T dS^T, of which
 //   each warpgroup computes one half and leaves it in shared memory.
 // The warps of a third warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
-// two stages ahead; the next two add a half of dQ each to memory, by bulk reductions, in turn.
-// (Additions by the threads that multiply cost a sixth of the time: they wait while their stores
-// are accepted.)
+// two stages ahead, and the next tile's keys while the last queries of this one are worked on; the
+// next two add a half of dQ each to memory, by bulk reductions, in turn. (Additions by the threads
+// that multiply cost a sixth of the time: they wait while their stores are accepted.)
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -37,7 +38,7 @@ struct Sm90BackwardShape {
   static constexpr int kTileFloats = kQueries * kDim;  // of dQ
   static constexpr int kHalfFloats = kTileFloats / 2;  // a warpgroup's
   static constexpr int kSharedBytes =
-      1024 + 2 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
+      1024 + 3 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
 };
 
 struct BackwardTensorMaps {
@@ -45,7 +46,7 @@ struct BackwardTensorMaps {
 };
 
 struct BackwardBarriers {
-  uint64_t keys_full;
+  uint64_t k_full[2], k_empty[2], v_full, v_empty;
   uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
   uint64_t dq_full[2], dq_empty[2];  // of the halves of dQ
 };
@@ -60,7 +61,19 @@ struct BackwardStep {
   int begin;
   int end;
   int limit;
+  bool last;  // of the key tile
 };
+
+// A key tile of one key/value head, told beside its keys.
+struct BackwardKeys {
+  int kv_begin;
+  int kv_rows;
+  int kv_head;
+};
+
+// The producer is at most two key tiles ahead of the consumers, who may still store the gradients
+// of one.
+constexpr int kKeyNotes = 4;
 
 // What the consumers say of a half of dQ in shared memory.
 struct Contribution {
@@ -68,8 +81,8 @@ struct Contribution {
   int turn;
 };
 
-// Shared memory of a block. The two stages of a piece, and the two halves of dq, follow one
-// another.
+// Shared memory of a block. The two stages of a piece (all but v), and the two halves of dq, follow
+// one another.
 struct BackwardTiles {
   uint32_t k, v, q, dout, ds, lse, delta, dq;
 };
@@ -79,57 +92,77 @@ struct BackwardTiles {
 constexpr int kConsumersBarrier = 1;
 
 template <typename Shape>
-__device__ __forceinline__ void ProduceQueries(const SoftmaxBackwardParams& params,
-                                               const SoftmaxBackwardWorkspace& w,
-                                               const BackwardTensorMaps& maps, BackwardBarriers& b,
-                                               const BackwardTiles& tiles, BackwardStep* steps,
-                                               const KeyTile& keys, int kv_head, int lane) {
+__device__ __forceinline__ void Produce(const SoftmaxBackwardParams& params,
+                                        const SoftmaxBackwardWorkspace& w,
+                                        const BackwardTensorMaps& maps, BackwardBarriers& b,
+                                        const BackwardTiles& tiles, BackwardStep* steps,
+                                        BackwardKeys* notes, int lane) {
   const SoftmaxForwardParams& p = params.forward;
   const int group = p.num_heads / p.num_kv_heads;
-  if (lane == 0) {
-    const uint32_t full = SharedAddress(&b.keys_full);
-    CopyTile<Shape::kKeys, Shape::kHeadDim>(tiles.k, &maps.k, full, kv_head, keys.kv_begin,
-                                            Shape::kKeyBytes);
-#pragma unroll
-    for (int panel = 0; panel < Shape::kHeadDim / 64; ++panel) {
-      CopyBox(tiles.v + panel * Shape::kKeys * 128, &maps.v, full, panel * 64, kv_head,
-              keys.kv_begin);
-    }
-  }
-  RingPlace place;
-  Walk walk;
-  SeekTask<Shape>(walk, p.plan.tasks, keys, keys.task_begin, lane);
-  while (walk.valid) {
+  RingPlace place, key_place;
+  for (uint32_t round = 0;; ++round) {
+    // Tickets, not block indices: a block may wait only for what running blocks hold, each of which
+    // works in the order in which it takes them. As late as possible: who holds one keeps the key
+    // tiles behind it waiting for their turns.
+    uint32_t ticket = 0;
+    if (lane == 0) ticket = atomicAdd(w.counters, 1);
+    ticket = __shfl_sync(0xffffffffu, ticket, 0);
+    if (ticket >= static_cast<uint32_t>(p.plan.num_key_tiles * p.num_kv_heads)) break;
+    const auto [tile_index, kv_head] = TicketOf(p.plan.key_tiles, ticket, p.num_kv_heads);
+    const KeyTile keys = p.plan.key_tiles[tile_index];
     if (lane == 0) {
-      const int head = kv_head * group + walk.group_head;
-      // Read again rather than kept: this warp has 24 registers a thread.
-      const PlannedTask& task = p.plan.tasks[walk.task_index];
-      const int row = task.q_begin + walk.tile * Shape::kQueries;
-      const int tile = (task.first_tile + walk.tile) * p.num_heads + head;
-      const int64_t statistics = int64_t{tile} * Shape::kQueries;
-      const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
-      const uint32_t do_full = SharedAddress(&b.do_full[place.stage]);
-      WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
-      const int begin = task.kv_begin - keys.kv_begin;
-      steps[place.stage] = {tile,
-                            (keys.kv_begin - task.first_key_tile_row) / Shape::kKeys,
-                            task.q_len - walk.tile * Shape::kQueries,
-                            begin,
-                            begin + task.visible + walk.tile * Shape::kQueries,
-                            begin + task.kv_len};
-      CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.q + place.stage * Shape::kQueryBytes,
-                                                 &maps.q, q_full, head, row, Shape::kRowBytes);
-      CopyBytes(tiles.lse + place.stage * Shape::kRowBytes, w.lse + statistics, Shape::kRowBytes,
-                q_full);
-      WaitBarrier(SharedAddress(&b.do_empty[place.stage]), place.parity ^ 1);
-      CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.dout + place.stage * Shape::kQueryBytes,
-                                                 &maps.dout, do_full, head, row, Shape::kRowBytes);
-      CopyBytes(tiles.delta + place.stage * Shape::kRowBytes, w.delta + statistics,
-                Shape::kRowBytes, do_full);
+      WaitBarrier(SharedAddress(&b.k_empty[key_place.stage]), key_place.parity ^ 1);
+      notes[round % kKeyNotes] = {keys.kv_begin, keys.kv_rows, kv_head};
+      CopyTile<Shape::kKeys, Shape::kHeadDim, true>(
+          tiles.k + key_place.stage * Shape::kKeyBytes, &maps.k,
+          SharedAddress(&b.k_full[key_place.stage]), kv_head, keys.kv_begin);
     }
     __syncwarp();
-    place.Advance();
-    Advance<Shape>(walk, p.plan.tasks, keys, group, lane);
+    key_place.Advance();
+    bool first = true;
+    Walk walk;
+    SeekTask<Shape>(walk, p.plan.tasks, keys, keys.task_begin, lane);
+    while (walk.valid) {
+      const int task_index = walk.task_index, query_tile = walk.tile;
+      const int head = kv_head * group + walk.group_head;
+      Advance<Shape>(walk, p.plan.tasks, keys, group, lane);
+      if (lane == 0) {
+        // Read again rather than kept: this warp has 24 registers a thread.
+        const PlannedTask& task = p.plan.tasks[task_index];
+        const int row = task.q_begin + query_tile * Shape::kQueries;
+        const int tile = (task.first_tile + query_tile) * p.num_heads + head;
+        const int64_t statistics = int64_t{tile} * Shape::kQueries;
+        const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
+        const uint32_t do_full = SharedAddress(&b.do_full[place.stage]);
+        const int begin = task.kv_begin - keys.kv_begin;
+        WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
+        steps[place.stage] = {tile,
+                              (keys.kv_begin - task.first_key_tile_row) / Shape::kKeys,
+                              task.q_len - query_tile * Shape::kQueries,
+                              begin,
+                              begin + task.visible + query_tile * Shape::kQueries,
+                              begin + task.kv_len,
+                              !walk.valid};
+        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.q + place.stage * Shape::kQueryBytes,
+                                                   &maps.q, q_full, head, row, Shape::kRowBytes);
+        CopyBytes(tiles.lse + place.stage * Shape::kRowBytes, w.lse + statistics, Shape::kRowBytes,
+                  q_full);
+        if (first) {
+          WaitBarrier(SharedAddress(&b.v_empty), round % 2 ^ 1);
+          CopyTile<Shape::kKeys, Shape::kHeadDim, true>(tiles.v, &maps.v, SharedAddress(&b.v_full),
+                                                        kv_head, keys.kv_begin);
+        }
+        WaitBarrier(SharedAddress(&b.do_empty[place.stage]), place.parity ^ 1);
+        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.dout + place.stage * Shape::kQueryBytes,
+                                                   &maps.dout, do_full, head, row,
+                                                   Shape::kRowBytes);
+        CopyBytes(tiles.delta + place.stage * Shape::kRowBytes, w.delta + statistics,
+                  Shape::kRowBytes, do_full);
+      }
+      __syncwarp();
+      first = false;
+      place.Advance();
+    }
   }
   if (lane == 0) {
     WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
@@ -208,38 +241,50 @@ __device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace
   }
 }
 
-// The warpgroup's 64 keys of dK or dV.
+// The warpgroup's 64 keys of dK or dV. Nobody else adds to them, so additions in memory that nobody
+// waits for have one order only. Two lanes exchange halves first, so that each writes four columns.
 template <int kDim>
 __device__ __forceinline__ void StoreGradient(const float (&acc)[kDim / 2], void* target,
                                               int64_t stride, int64_t row, int head_col, int dim,
-                                              float scale, bool accumulate, uint32_t covered,
+                                              float scale, KeyGradientMode mode, uint32_t covered,
                                               int lane) {
+  const bool odd = lane % 2 != 0;
+  const int lane_column = odd ? 8 + (lane % 4 - 1) * 2 : lane % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if ((covered >> half & 1) == 0) continue;
     const int64_t at = (row + half * 8) * stride + head_col;
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      const int column = n * 8 + (lane % 4) * 2;
-      if (column >= dim) continue;
-      const float x = acc[n * 4 + half * 2] * scale, y = acc[n * 4 + half * 2 + 1] * scale;
-      if (accumulate) {
-        auto* place = reinterpret_cast<float2*>(static_cast<float*>(target) + at + column);
-        const float2 old = *place;
-        *place = make_float2(old.x + x, old.y + y);
+    for (int n = 0; n < kDim / 8; n += 2) {
+      const float left[2] = {acc[n * 4 + half * 2] * scale, acc[n * 4 + half * 2 + 1] * scale};
+      const float right[2] = {acc[n * 4 + 4 + half * 2] * scale,
+                              acc[n * 4 + 4 + half * 2 + 1] * scale};
+      const float x = __shfl_xor_sync(0xffffffffu, odd ? left[0] : right[0], 1);
+      const float y = __shfl_xor_sync(0xffffffffu, odd ? left[1] : right[1], 1);
+      const int column = n * 8 + lane_column;
+      if ((covered >> half & 1) == 0 || column >= dim) continue;
+      const float a = odd ? x : left[0], b = odd ? y : left[1];
+      const float c = odd ? right[0] : x, d = odd ? right[1] : y;
+      if (mode == KeyGradientMode::kWriteBf16) {
+        __stcs(reinterpret_cast<uint2*>(static_cast<Bf16*>(target) + at + column),
+               make_uint2(PackBf16(a, b), PackBf16(c, d)));
+      } else if (mode == KeyGradientMode::kWriteFloat32) {
+        __stcs(reinterpret_cast<float4*>(static_cast<float*>(target) + at + column),
+               make_float4(a, b, c, d));
       } else {
-        *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(target) + at + column) = PackBf16(x, y);
+        asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
+                         static_cast<float*>(target) + at + column),
+                     "f"(a), "f"(b), "f"(c), "f"(d)
+                     : "memory");
       }
     }
   }
 }
 
 template <typename Shape>
-__device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& params,
-                                               BackwardBarriers& b, const BackwardTiles& tiles,
-                                               const BackwardStep* steps,
-                                               Contribution* contributions, const KeyTile& keys,
-                                               int kv_head, int consumer) {
+__device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, BackwardBarriers& b,
+                                        const BackwardTiles& tiles, const BackwardStep* steps,
+                                        const BackwardKeys* notes, Contribution* contributions,
+                                        int consumer) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const SoftmaxForwardParams& p = params.forward;
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
@@ -248,134 +293,145 @@ __device__ __forceinline__ void ConsumeQueries(const SoftmaxBackwardParams& para
   // Every thread arrives: lse, delta and the step were read by ordinary loads.
   const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
-  float dk[kDim / 2], dv[kDim / 2];
-#pragma unroll
-  for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0.0f;
-  uint32_t covered = 0, dq_parity = 0;
+  uint32_t dq_parity = 0;
   RingPlace place;
-
-  WaitBarrier(SharedAddress(&b.keys_full), 0);
-  // Rows past the end hold whatever lies there: 0 times NaN would be NaN.
-  if (keys.kv_rows < kKeys) {
-    ZeroRows<kKeys, kDim, 256>(tiles.k, keys.kv_rows, threadIdx.x - 128);
-    ZeroRows<kKeys, kDim, 256>(tiles.v, keys.kv_rows, threadIdx.x - 128);
-    FenceSharedForAsync();
-    NamedBarrierSync(kConsumersBarrier, 256);
-  }
-  const uint32_t k_rows = tiles.k + consumer * 64 * 128, v_rows = tiles.v + consumer * 64 * 128;
-
-  while (true) {
+  for (uint32_t round = 0;; ++round) {  // over key tiles
     WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-    const BackwardStep step = steps[place.stage];
-    if (step.tile < 0) break;
-    const uint32_t q_tile = tiles.q + place.stage * Shape::kQueryBytes;
-    const uint32_t do_tile = tiles.dout + place.stage * Shape::kQueryBytes;
-    const uint32_t ds_tile = tiles.ds + place.stage * Shape::kScoreBytes;
-    const uint32_t lse = tiles.lse + place.stage * Shape::kRowBytes + (lane % 4) * 8;
-    const uint32_t delta = tiles.delta + place.stage * Shape::kRowBytes + (lane % 4) * 8;
-
-    if (step.rows < kQueries) {
-      WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
-      ZeroRows<kQueries, kDim, 256>(q_tile, step.rows, threadIdx.x - 128);
-      ZeroRows<kQueries, kDim, 256>(do_tile, step.rows, threadIdx.x - 128);
+    if (steps[place.stage].tile < 0) break;
+    const uint32_t k_tile = tiles.k + round % 2 * Shape::kKeyBytes;
+    WaitBarrier(SharedAddress(&b.k_full[round % 2]), round / 2 % 2);
+    // Rows past the end hold whatever lies there: 0 times NaN would be NaN.
+    const int kv_rows = notes[round % kKeyNotes].kv_rows;
+    if (kv_rows < kKeys) {
+      WaitBarrier(SharedAddress(&b.v_full), round % 2);
+      ZeroRows<kKeys, kDim, 256>(k_tile, kv_rows, threadIdx.x - 128);
+      ZeroRows<kKeys, kDim, 256>(tiles.v, kv_rows, threadIdx.x - 128);
       FenceSharedForAsync();
       NamedBarrierSync(kConsumersBarrier, 256);
     }
-    float s[kQueries / 2], dp[kQueries / 2];
-    StartScores<Shape>(s, k_rows, q_tile);
-    WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
-    StartScores<Shape>(dp, v_rows, do_tile);
+    const uint32_t k_rows = k_tile + consumer * 64 * 128, v_rows = tiles.v + consumer * 64 * 128;
+    float dk[kDim / 2], dv[kDim / 2];
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0.0f;
+    uint32_t covered = 0;
 
-    const bool whole =
-        step.begin <= consumer * 64 && min(step.end, step.limit) >= consumer * 64 + 64;
-    // The first query that sees the thread's keys; none does if they are not the task's.
-    int first_query[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int key = first_key + half * 8;
-      const bool of_task = key >= step.begin && key < step.limit;
-      first_query[half] = of_task ? key - step.end + 1 : kQueries;
-      if (of_task) covered |= 1u << half;
-    }
+    for (bool last = false; !last;) {
+      WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
+      const BackwardStep step = steps[place.stage];
+      last = step.last;
+      const uint32_t q_tile = tiles.q + place.stage * Shape::kQueryBytes;
+      const uint32_t do_tile = tiles.dout + place.stage * Shape::kQueryBytes;
+      const uint32_t ds_tile = tiles.ds + place.stage * Shape::kScoreBytes;
+      const uint32_t lse = tiles.lse + place.stage * Shape::kRowBytes + (lane % 4) * 8;
+      const uint32_t delta = tiles.delta + place.stage * Shape::kRowBytes + (lane % 4) * 8;
 
-    WgmmaWait<1>();
-#pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n) {
-      const float2 row_lse = LoadShared8(lse + n * 32);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float x = Exp2(s[n * 4 + e] * scale - (e % 2 == 0 ? row_lse.x : row_lse.y));
-        if (!whole) {
-          if (n * 8 + (lane % 4) * 2 + (e & 1) < first_query[e >> 1]) x = 0.0f;
-        }
-        s[n * 4 + e] = x;
+      if (step.rows < kQueries) {
+        WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
+        ZeroRows<kQueries, kDim, 256>(q_tile, step.rows, threadIdx.x - 128);
+        ZeroRows<kQueries, kDim, 256>(do_tile, step.rows, threadIdx.x - 128);
+        FenceSharedForAsync();
+        NamedBarrierSync(kConsumersBarrier, 256);
       }
-    }
-    uint32_t probabilities[kQueries / 16][4];
-#pragma unroll
-    for (int i = 0; i < kQueries / 16; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        probabilities[i][e] = PackBf16(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
-      }
-    }
-    WgmmaWait<0>();
-    uint32_t ds[kQueries / 16][4];
-#pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n) {
-      const float2 row_delta = LoadShared8(delta + n * 32);
+      float s[kQueries / 2], dp[kQueries / 2];
+      StartScores<Shape>(s, k_rows, q_tile);
+      WaitBarrier(SharedAddress(&b.v_full), round % 2);
+      WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
+      StartScores<Shape>(dp, v_rows, do_tile);
+
+      const bool whole =
+          step.begin <= consumer * 64 && min(step.end, step.limit) >= consumer * 64 + 64;
+      // The first query that sees the thread's keys; none does if they are not the task's.
+      int first_query[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int i = n * 4 + half * 2;
-        const uint32_t pair =
-            PackBf16(s[i] * (dp[i] - row_delta.x), s[i + 1] * (dp[i + 1] - row_delta.y));
-        ds[n / 2][(n % 2) * 2 + half] = pair;
-        StoreShared4(ds_tile + ElementOffset<kKeys>(first_key + half * 8, n * 8 + (lane % 4) * 2),
-                     pair);
+        const int key = first_key + half * 8;
+        const bool of_task = key >= step.begin && key < step.limit;
+        first_query[half] = of_task ? key - step.end + 1 : kQueries;
+        if (of_task) covered |= 1u << half;
       }
-    }
-    FenceSharedForAsync();
-    StartKeyGradient<Shape>(dv, probabilities, do_tile);
-    NamedBarrierSync(kConsumersBarrier, 256);
 
-    // D = 128: each warpgroup takes 64 columns of K. D = 64: each takes 64 of the queries.
-    float dq[32];
-    const uint32_t k_columns = tiles.k + (kDim == 128 ? consumer * kKeys * 128 : 0);
-    const uint32_t ds_columns = ds_tile + (kDim == 128 ? 0 : consumer * kKeys * 128);
-    WgmmaFence();
+      WgmmaWait<1>();
 #pragma unroll
-    for (int i = 0; i < kKeys / 16; ++i) {
-      WgmmaTransposed(dq, OperandDescriptor(k_columns + i * 16 * 128, 16),
-                      OperandDescriptor(ds_columns + i * 16 * 128, 16), i > 0);
-    }
-    WgmmaCommit();
-    StartKeyGradient<Shape>(dk, ds, q_tile);
-    WgmmaWait<1>();
-    release(b.do_empty[place.stage]);
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const float2 row_lse = LoadShared8(lse + n * 32);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float x = Exp2(s[n * 4 + e] * scale - (e % 2 == 0 ? row_lse.x : row_lse.y));
+          if (!whole) {
+            if (n * 8 + (lane % 4) * 2 + (e & 1) < first_query[e >> 1]) x = 0.0f;
+          }
+          s[n * 4 + e] = x;
+        }
+      }
+      uint32_t probabilities[kQueries / 16][4];
+#pragma unroll
+      for (int i = 0; i < kQueries / 16; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          probabilities[i][e] = PackBf16(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
+        }
+      }
+      WgmmaWait<0>();
+      if (last) release(b.v_empty);
+      uint32_t ds[kQueries / 16][4];
+#pragma unroll
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const float2 row_delta = LoadShared8(delta + n * 32);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int i = n * 4 + half * 2;
+          const uint32_t pair =
+              PackBf16(s[i] * (dp[i] - row_delta.x), s[i + 1] * (dp[i + 1] - row_delta.y));
+          ds[n / 2][(n % 2) * 2 + half] = pair;
+          StoreShared4(ds_tile + ElementOffset<kKeys>(first_key + half * 8, n * 8 + (lane % 4) * 2),
+                       pair);
+        }
+      }
+      FenceSharedForAsync();
+      StartKeyGradient<Shape>(dv, probabilities, do_tile);
+      NamedBarrierSync(kConsumersBarrier, 256);
 
-    WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
-    const uint32_t dq_place = tiles.dq + consumer * Shape::kHalfFloats * 4 + thread * 16;
+      // D = 128: each warpgroup takes 64 columns of K. D = 64: each takes 64 of the queries.
+      float dq[32];
+      const uint32_t k_columns = k_tile + (kDim == 128 ? consumer * kKeys * 128 : 0);
+      const uint32_t ds_columns = ds_tile + (kDim == 128 ? 0 : consumer * kKeys * 128);
+      WgmmaFence();
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      StoreShared16(dq_place + n * 2048, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
+      for (int i = 0; i < kKeys / 16; ++i) {
+        WgmmaTransposed(dq, OperandDescriptor(k_columns + i * 16 * 128, 16),
+                        OperandDescriptor(ds_columns + i * 16 * 128, 16), i > 0);
+      }
+      WgmmaCommit();
+      StartKeyGradient<Shape>(dk, ds, q_tile);
+      WgmmaWait<1>();
+      release(b.do_empty[place.stage]);
+      if (last) release(b.k_empty[round % 2]);
+
+      WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
+      const uint32_t dq_place = tiles.dq + consumer * Shape::kHalfFloats * 4 + thread * 16;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        StoreShared16(dq_place + n * 2048, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
+      }
+      if (thread == 0) contributions[consumer] = {step.tile, step.turn};
+      FenceSharedForAsync();
+      release(b.dq_full[consumer]);
+      dq_parity ^= 1;
+      WgmmaWait<0>();
+      release(b.q_empty[place.stage]);
+      place.Advance();
     }
-    if (thread == 0) contributions[consumer] = {step.tile, step.turn};
-    FenceSharedForAsync();
-    release(b.dq_full[consumer]);
-    dq_parity ^= 1;
-    WgmmaWait<0>();
-    release(b.q_empty[place.stage]);
-    place.Advance();
+
+    const BackwardKeys keys = notes[round % kKeyNotes];
+    const int64_t row = int64_t{keys.kv_begin} + first_key;
+    StoreGradient<kDim>(dk, params.dk, params.dk_stride, row, keys.kv_head * p.head_dim, p.head_dim,
+                        p.scale, params.mode, covered, lane);
+    StoreGradient<kDim>(dv, params.dv, params.dv_stride, row, keys.kv_head * p.value_dim,
+                        p.value_dim, 1.0f, params.mode, covered, lane);
   }
   WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
   if (thread == 0) contributions[consumer].tile = -1;
   release(b.dq_full[consumer]);
-
-  const int64_t row = int64_t{keys.kv_begin} + first_key;
-  StoreGradient<kDim>(dk, params.dk, params.dk_stride, row, kv_head * p.head_dim, p.head_dim,
-                      p.scale, params.accumulate, covered, lane);
-  StoreGradient<kDim>(dv, params.dv, params.dv_stride, row, kv_head * p.value_dim, p.value_dim,
-                      1.0f, params.accumulate, covered, lane);
 }
 
 #endif  // EK_HAS_SM90A
@@ -389,11 +445,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ uint8_t shared[];
   __shared__ BackwardBarriers b;
   __shared__ BackwardStep steps[2];
+  __shared__ BackwardKeys notes[kKeyNotes];
   __shared__ Contribution contributions[2];
-  __shared__ uint32_t ticket;
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
-  tiles.v = tiles.k + Shape::kKeyBytes;
+  tiles.v = tiles.k + 2 * Shape::kKeyBytes;
   tiles.q = tiles.v + Shape::kKeyBytes;
   tiles.dout = tiles.q + 2 * Shape::kQueryBytes;
   tiles.ds = tiles.dout + 2 * Shape::kQueryBytes;
@@ -401,13 +457,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   tiles.delta = tiles.lse + 2 * Shape::kRowBytes;
   tiles.dq = tiles.delta + 2 * Shape::kRowBytes;
   if (threadIdx.x == 0) {
-    // Tickets, not block indices: a block may wait only for blocks that run already.
-    ticket = atomicAdd(w.counters, 1);
-    InitBarrier(SharedAddress(&b.keys_full), 1);
+    InitBarrier(SharedAddress(&b.v_full), 1);
+    InitBarrier(SharedAddress(&b.v_empty), 256);  // consumer threads
     for (int i = 0; i < 2; ++i) {
+      InitBarrier(SharedAddress(&b.k_full[i]), 1);
       InitBarrier(SharedAddress(&b.q_full[i]), 1);
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
-      InitBarrier(SharedAddress(&b.q_empty[i]), 256);  // consumer threads
+      InitBarrier(SharedAddress(&b.k_empty[i]), 256);
+      InitBarrier(SharedAddress(&b.q_empty[i]), 256);
       InitBarrier(SharedAddress(&b.do_empty[i]), 256);
       InitBarrier(SharedAddress(&b.dq_full[i]), 128);  // a warpgroup's threads
       InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
@@ -415,21 +472,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     FenceSharedForAsync();
   }
   __syncthreads();
-  const SoftmaxForwardParams& p = params.forward;
-  const KeyTile keys = p.plan.key_tiles[ticket / p.num_kv_heads];
-  const int kv_head = ticket % p.num_kv_heads;
   if (threadIdx.x < 128) {
     LowerRegisters<24>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp == 0) {
-      ProduceQueries<Shape>(params, w, maps, b, tiles, steps, keys, kv_head, lane);
+      Produce<Shape>(params, w, maps, b, tiles, steps, notes, lane);
     } else if (warp < 3 && lane == 0) {
       AddQueryGradients<Shape>(w, b, tiles, contributions, warp - 1);
     }
   } else {
     RaiseRegisters<240>();  // what the other warps gave back: 384 threads begin with 168
-    ConsumeQueries<Shape>(params, b, tiles, steps, contributions, keys, kv_head,
-                          threadIdx.x / 128 - 1);
+    Consume<Shape>(params, b, tiles, steps, notes, contributions, threadIdx.x / 128 - 1);
   }
 #endif
 }
@@ -510,7 +563,14 @@ cudaError_t Launch(const SoftmaxBackwardParams& params, cudaStream_t stream) {
                                    Shape::kSharedBytes);
     }
     if (error != cudaSuccess) return error;
-    const auto blocks = static_cast<unsigned>(p.plan.num_key_tiles * p.num_kv_heads);
+    int device = 0, multiprocessors = 0;
+    error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+      error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error != cudaSuccess) return error;
+    const auto blocks = static_cast<unsigned>(
+        std::min<int64_t>(multiprocessors, p.plan.num_key_tiles * p.num_kv_heads));
     kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, w, maps);
   }
   const auto query_blocks = static_cast<unsigned>(p.plan.num_query_tiles * p.num_heads);

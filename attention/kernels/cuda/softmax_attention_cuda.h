@@ -42,14 +42,21 @@ struct SoftmaxForwardParams {
 // cudaErrorInvalidValue for sizes outside the limits above.
 cudaError_t LaunchSoftmaxForward(const SoftmaxForwardParams& params, cudaStream_t stream);
 
+// What becomes of dk and dv at the tasks' key rows. A row's gradient is summed over the tasks
+// before it goes to memory, so writing needs no zeros there and half the bytes of adding.
+enum class KeyGradientMode {
+  kAddFloat32,
+  kWriteFloat32,
+  kWriteBf16,
+};
+
 struct SoftmaxBackwardParams {
   SoftmaxForwardParams forward;  // with the plan's backward part; out and lse are read
   const void* dout = nullptr;    // bf16 [T_q, H, E]
   void* dq = nullptr;            // bf16 [T_q, H, D]
-  // dk [T_kv, G, D] and dv [T_kv, G, E] are float32 and added to (accumulate), or bf16 and written.
-  void* dk = nullptr;
-  void* dv = nullptr;
-  bool accumulate = true;
+  void* dk = nullptr;            // [T_kv, G, D], float32 or bf16 as `mode` says
+  void* dv = nullptr;            // [T_kv, G, E]
+  KeyGradientMode mode = KeyGradientMode::kAddFloat32;
   int64_t dout_stride = 0;
   int64_t dq_stride = 0;
   int64_t dk_stride = 0;

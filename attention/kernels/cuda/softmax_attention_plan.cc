@@ -9,6 +9,9 @@ namespace {
 
 constexpr int64_t kBuckets = 1024;
 
+// Blocks of the backward pass that run at the same time, about: plans do not ask the GPU.
+constexpr int64_t kBlocksAtOnce = 132;
+
 int64_t CeilDiv(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -92,7 +95,58 @@ std::vector<KeyRun> KeyRuns(std::vector<PlannedTask>& tasks, int tile_rows) {
   return runs;
 }
 
-std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, int rows) {
+// A run's tiles, and how much there is to do.
+struct KeyRunWork {
+  int64_t first_tile;
+  int64_t num_tiles;
+  int64_t rows;  // of queries, summed over the tiles
+  // Tiles at work at the same time that need not wait for one another: a contribution to dQ follows
+  // the one before it after a good half of a step, so as many as each takes steps.
+  int64_t at_once;
+  int64_t progress;  // while the run is merged with others
+};
+
+// Sorts the tiles as blocks are to take them. The tiles of one run add to dQ of the same queries,
+// one after the other. Close together they find it in the L2 cache; but too many at once, for the
+// few steps that each of them takes, only wait for their turns. So runs, those with most to do
+// first, are taken in batches just large enough to keep the GPU busy without waiting, one key/value
+// head after the other if one will do; the tiles of a batch are merged, so that its runs end
+// together.
+std::vector<KeyTile> OrderKeyTiles(const std::vector<KeyTile>& tiles,
+                                   std::vector<KeyRunWork>& runs) {
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const KeyRunWork& a, const KeyRunWork& b) { return a.rows > b.rows; });
+  std::vector<KeyTile> sorted;
+  sorted.reserve(tiles.size());
+  for (size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
+    int64_t at_once = 0, longest = 0, count = 0;
+    while (end < runs.size() && at_once < kBlocksAtOnce) {
+      at_once += runs[end].at_once;
+      longest = std::max(longest, runs[end].num_tiles);
+      count += runs[end++].num_tiles;
+    }
+    const auto batch_begin = static_cast<int32_t>(sorted.size());
+    const auto heads_at_once = static_cast<int32_t>(CeilDiv(kBlocksAtOnce, at_once));
+    for (int64_t round = 0; round < longest; ++round) {
+      for (size_t i = begin; i < end; ++i) {
+        KeyRunWork& run = runs[i];
+        // Tile t comes in the first round with (round + 1) num_tiles >= (t + 1) longest.
+        run.progress += run.num_tiles;
+        if (run.progress < longest) continue;
+        run.progress -= longest;
+        KeyTile& tile = sorted.emplace_back(tiles[run.first_tile++]);
+        tile.batch_begin = batch_begin;
+        tile.batch_tiles = static_cast<int32_t>(count);
+        tile.heads_at_once = heads_at_once;
+      }
+    }
+  }
+  return sorted;
+}
+
+std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAttentionTiling& tiling,
+                              int group) {
+  const int rows = tiling.backward_keys;
   const std::vector<KeyRun> runs = KeyRuns(tasks, rows);
   std::vector<KeyTile> tiles;
   if (!runs.empty()) {
@@ -101,7 +155,8 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, int rows) {
   for (const KeyRun& run : runs) {
     for (int64_t row = run.begin; row < run.end; row += rows) {
       tiles.push_back({static_cast<int32_t>(row),
-                       static_cast<int32_t>(std::min<int64_t>(rows, run.end - row)), INT32_MAX, 0});
+                       static_cast<int32_t>(std::min<int64_t>(rows, run.end - row)), INT32_MAX, 0,
+                       0, 0, 0, 0});
     }
   }
   std::vector<int64_t> weights(tiles.size(), 0);
@@ -118,20 +173,16 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, int rows) {
       weights[i] += task.q_len - std::clamp<int64_t>(hidden, 0, task.q_len - 1);
     }
   }
-  // The kernel adds to a query's gradient in ascending key order and waits for its turn, so within
-  // a run an earlier tile must never be started later: its weight counts as at least its
-  // successor's.
+  std::vector<KeyRunWork> work;
+  work.reserve(runs.size());
   for (const KeyRun& run : runs) {
-    const int64_t end = run.first_tile + CeilDiv(run.end - run.begin, rows);
-    for (int64_t i = end - 2; i >= run.first_tile; --i) {
-      weights[i] = std::max(weights[i], weights[i + 1]);
-    }
+    const int64_t count = CeilDiv(run.end - run.begin, rows);
+    int64_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += weights[run.first_tile + i];
+    const int64_t steps = CeilDiv(sum, count * tiling.backward_queries) * group;
+    work.push_back({run.first_tile, count, sum, std::min(count, steps), 0});
   }
-  std::vector<int32_t> order;
-  OrderByWeight(weights, order);
-  std::vector<KeyTile> sorted(tiles.size());
-  for (size_t i = 0; i < order.size(); ++i) sorted[i] = tiles[order[i]];
-  return sorted;
+  return OrderKeyTiles(tiles, work);
 }
 
 template <typename T>
@@ -151,7 +202,8 @@ SoftmaxAttentionTiling TilingOf(int head_dim) {
 }
 
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
-                                          const SoftmaxAttentionTiling& tiling, bool backward) {
+                                          const SoftmaxAttentionTiling& tiling, int group,
+                                          bool backward) {
   SoftmaxAttentionPlan plan;
   plan.tiling = tiling;
   const std::vector<QueryTile> forward_tiles =
@@ -172,7 +224,7 @@ SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t nu
     }
     AppendQueryTiles(task, tiling.backward_queries, query_tiles);
   }
-  const std::vector<KeyTile> key_tiles = KeyTiles(planned, tiling.backward_keys);
+  const std::vector<KeyTile> key_tiles = KeyTiles(planned, tiling, group);
   plan.num_query_tiles = static_cast<int64_t>(query_tiles.size());
   plan.num_key_tiles = static_cast<int64_t>(key_tiles.size());
   plan.num_tasks = static_cast<int64_t>(planned.size());

@@ -29,12 +29,17 @@ struct QueryTile {
 };
 
 // Keys [kv_begin, kv_begin + kv_rows); tasks [task_begin, task_end) of the plan may see some of
-// them.
+// them. The tile is of the batch [batch_begin, batch_begin + batch_tiles) of tiles, of which
+// `heads_at_once` key/value heads are worked on together, see TicketOf.
 struct KeyTile {
   int32_t kv_begin;
   int32_t kv_rows;
   int32_t task_begin;
   int32_t task_end;
+  int32_t batch_begin;
+  int32_t batch_tiles;
+  int32_t heads_at_once;
+  int32_t unused;
 };
 
 // A task as the backward kernels read it: query i sees the first min(visible + i, kv_len) keys. Its
@@ -70,16 +75,18 @@ struct SoftmaxAttentionPlanView {
   int64_t num_tasks = 0;
   const QueryTile* forward_tiles = nullptr;  // most keys first
   const QueryTile* query_tiles = nullptr;    // by task, then by row
-  const KeyTile* key_tiles = nullptr;        // most pairs first; ascending within a run of keys
+  const KeyTile* key_tiles = nullptr;        // by batch; ascending within a run of keys
   const PlannedTask* tasks = nullptr;  // those with queries and keys, in the order of the list
 };
 
 // head_dim: the larger of the head sizes of q, k and of v; at most 256.
 SoftmaxAttentionTiling TilingOf(int head_dim);
 
-// Row indices must stay below 2^31. `backward` adds what only the backward pass needs.
+// Row indices must stay below 2^31. group: query heads that share a key/value head, which matters
+// for speed alone. `backward` adds what only the backward pass needs.
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
-                                          const SoftmaxAttentionTiling& tiling, bool backward);
+                                          const SoftmaxAttentionTiling& tiling, int group,
+                                          bool backward);
 
 // `bytes` points to a copy of plan.bytes, aligned to 16.
 SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* bytes);

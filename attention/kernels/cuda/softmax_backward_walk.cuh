@@ -8,8 +8,11 @@
 
 namespace evenkeel {
 
-// The walk over everything that sees keys of one key tile: tasks in order, the query heads of the
-// group, query tiles from the last to the first. The same in all threads.
+// The walk over everything that sees keys of one key tile: tasks in order, their query tiles from
+// the last to the first, the query heads of the group. A later key tile is seen by fewer query
+// tiles; with the heads innermost it leaves a task early and until then stays one step behind the
+// tile before it, where with the heads outermost it would wait at every head. The same in all
+// threads.
 struct Walk {
   PlannedTask task;
   int task_index;
@@ -52,10 +55,29 @@ __device__ __forceinline__ void SeekTask(Walk& walk, const PlannedTask* tasks, c
 template <typename Shape>
 __device__ __forceinline__ void Advance(Walk& walk, const PlannedTask* tasks, const KeyTile& keys,
                                         int group, int lane) {
-  if (--walk.tile >= walk.first_tile) return;
-  walk.tile = (walk.task.q_len - 1) / Shape::kQueries;
   if (++walk.group_head < group) return;
+  walk.group_head = 0;
+  if (--walk.tile >= walk.first_tile) return;
   SeekTask<Shape>(walk, tasks, keys, walk.task_index + 1, lane);
+}
+
+// A key tile of one key/value head, what a block takes with a ticket. Tickets run through the
+// batches of the plan; within a batch through blocks of heads, then through tiles, then through the
+// heads of the block.
+struct KeyTicket {
+  int tile;
+  int kv_head;
+};
+
+__device__ __forceinline__ KeyTicket TicketOf(const KeyTile* tiles, uint32_t ticket,
+                                              int num_kv_heads) {
+  const KeyTile& any = tiles[ticket / num_kv_heads];  // one of the batch
+  const int tickets = static_cast<int>(ticket) - any.batch_begin * num_kv_heads;
+  const int block = tickets / (any.batch_tiles * any.heads_at_once);
+  const int first_head = block * any.heads_at_once;
+  const int heads = min(any.heads_at_once, num_kv_heads - first_head);
+  const int within = tickets - first_head * any.batch_tiles;
+  return {any.batch_begin + within / heads, first_head + within % heads};
 }
 
 // Counters are read relaxed: what follows are additions in the L2 cache, where the earlier

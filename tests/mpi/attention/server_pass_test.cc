@@ -139,10 +139,9 @@ class ServerPass : public testing::Test {
       std::fill_n(all.as<double>(), all.num_elements(), kNan);
     }
     ServerExchange exchanges[2];
-    const int64_t head_size = std::max(heads_.key_size, heads_.value_size);
     for (int n = 0; n < 2; ++n) {
       exchanges[n] = MakeServerExchange(draw_.pools[n], plans[n], rank(), has_residents);
-      Prepare(context_, head_size, /*backward=*/true, exchanges[n]);
+      Prepare(context_, heads_.of_tasks(), /*backward=*/true, exchanges[n]);
     }
     const bool has_rows = data.shape.q_rows > 0;
     const auto view = [&](std::vector<double>& x, const Shape& shape) {
