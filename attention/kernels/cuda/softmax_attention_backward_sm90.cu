@@ -73,7 +73,7 @@ struct BackwardKeys {
 
 // The producer is at most two key tiles ahead of the consumers, who may still store the gradients
 // of one.
-constexpr int kKeyNotes = 4;
+[[maybe_unused]] constexpr int kKeyNotes = 4;
 
 // What the consumers say of a half of dQ in shared memory.
 struct Contribution {
