@@ -111,6 +111,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.zero", "\"3\""},
     {"parallel.attention", "ulysses"},
     {"parallel.attention_servers", "\"2\""},
+    {"parallel.attention_servers_min", "3"},
     {"parallel.attention_tolerance", "0.25"},
     {"parallel.attention_shard", "64"},
     {"parallel.ping_pong", "serial"},
@@ -127,6 +128,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"runtime.threads", "3"},
     {"runtime.recompute", "layer"},
     {"runtime.timeout_s", "12.5"},
+    {"runtime.lost_after_s", "7.5"},
     {"runtime.bucket_mb", "16"},
     {"runtime.peak_gflops", "99.5"},
 };
