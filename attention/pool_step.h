@@ -7,35 +7,14 @@
 #include <memory>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "attention/server_exchange.h"
-#include "parallel/mesh.h"
 #include "parallel/phase_schedule.h"
-#include "parallel/sequence_layout.h"
-#include "scheduler/attention_cost.h"
-#include "scheduler/disaggregation_plan.h"
+#include "scheduler/tick_plan.h"
 
 namespace evenkeel {
 
-// Who is in a pool: all ranks of one tensor-parallel place, in the order of pp, dp, cp, and then
-// dedicated servers.
-struct PoolShape {
-  MeshShape mesh;
-  std::vector<int64_t> softmax_layers;  // of each pipeline stage
-  int num_dedicated = 0;
-  SequenceSplit split = SequenceSplit::kHalves;  // see PooledBatch
-
-  int num_owners() const { return mesh.pp * mesh.dp * mesh.cp; }
-  int num_ranks() const { return num_owners() + num_dedicated; }
-  int RankOf(int pp, int dp, int cp) const { return (pp * mesh.dp + dp) * mesh.cp + cp; }
-};
-
-struct PoolPlanOptions {
-  AttentionCost forward = AttentionCost::PerPair(1), backward = AttentionCost::PerPair(1);
-  DisaggregationOptions plan;
-  AttentionTokenBytes bytes;
-  std::vector<double> speed;     // [ranks of the pool]
-  bool costs_are_times = false;  // of the costs above: seconds, not (query, key) pairs
+struct PoolPlanOptions : TickPlanOptions {
+  bool costs_are_times = false;  // seconds, not (query, key) pairs
   bool has_residents = true;     // see MakeServerExchange
 };
 
@@ -71,10 +50,9 @@ struct PoolStep {
   double planning_seconds = 0;
 };
 
-// `cu_seqlens[replica][micro_batch]` of all data-parallel replicas, which have equally many
-// micro-batches. Returns the part of `rank` of the pool.
+// Returns the part of `rank` of the pool in the plans of all ticks (scheduler/tick_plan.h).
 PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
-                      absl::Span<const std::vector<std::vector<int64_t>>> cu_seqlens, int rank);
+                      ReplicaBatches cu_seqlens, int rank);
 
 // What is on a GPU lives in the context's arena.
 void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick);

@@ -81,13 +81,6 @@ void ForEachPiece(const AttentionPool& pool, const PooledDocument& document, int
   }
 }
 
-// Whether the task is a document whose keys no other task needs, on the rank that holds it.
-bool IsResident(const AttentionPool& pool, const ServerTask& task) {
-  const PooledDocument& document = pool.documents[static_cast<size_t>(task.document)];
-  return task.q_len == document.length && !document.continues && document.num_pieces == 1 &&
-         pool.pieces[static_cast<size_t>(document.first_piece)].owner == task.server;
-}
-
 // What came back for rows [begin, begin + count) of this rank.
 struct Returned {
   int64_t begin;

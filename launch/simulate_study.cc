@@ -8,8 +8,8 @@
 #include "models/model_shape.h"
 #include "parallel/phase_schedule.h"
 #include "runtime/base/status_macros.h"
+#include "scheduler/document_placement.h"
 #include "scheduler/memory_plan.h"
-#include "scheduler/nano_batches.h"
 #include "scheduler/pass_memory.h"
 
 namespace evenkeel {
@@ -102,6 +102,20 @@ std::vector<int64_t> MicroBatchChoices(const SimCase& study, int64_t pp, int64_t
   return choices;
 }
 
+// Micro-batches of as many tokens, each of as many for every replica, in the order in which a run
+// deals samples: [replica][micro_batch], documents as prefix sums.
+std::vector<std::vector<std::vector<int64_t>>> DealEvenly(const std::vector<int64_t>& documents,
+                                                          int64_t micro_batches, int replicas) {
+  std::vector<std::vector<std::vector<int64_t>>> dealt(static_cast<size_t>(replicas));
+  const auto parts = CutEvenly(documents, micro_batches * replicas);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    std::vector<int64_t> cu_seqlens = {0};
+    for (int64_t length : parts[i]) cu_seqlens.push_back(cu_seqlens.back() + length);
+    dealt[i % dealt.size()].push_back(std::move(cu_seqlens));
+  }
+  return dealt;
+}
+
 SimulatedStep RunStep(const SimCase& study, const SimLayout& layout, const StepCosts& costs,
                       const std::vector<int64_t>& documents) {
   if (!IsDisaggregated(layout)) {
@@ -113,6 +127,7 @@ SimulatedStep RunStep(const SimCase& study, const SimLayout& layout, const StepC
   setup.ranks = layout.cp;
   setup.tp = static_cast<int>(study.tp);
   setup.servers = static_cast<int>(study.servers / layout.pools);
+  setup.has_residents = !study.model.qk_norm;
   setup.owners_serve = study.owners_serve;
   setup.mode = study.mode;
   setup.order = study.order;
@@ -121,7 +136,7 @@ SimulatedStep RunStep(const SimCase& study, const SimLayout& layout, const StepC
   SimulatedStep all;
   for (const std::vector<int64_t>& share : CutEvenly(documents, layout.pools)) {
     SimulatedStep pool = SimulateDisaggregated(setup, study.cluster.shape, costs,
-                                               CutEvenly(share, layout.micro_batches));
+                                               DealEvenly(share, layout.micro_batches, layout.dp));
     all.seconds = std::max(all.seconds, pool.seconds);
     all.busy.insert(all.busy.end(), pool.busy.begin(), pool.busy.end());
     all.plans.plans += pool.plans.plans;

@@ -1,4 +1,4 @@
-// LinksOf: what a plan's tasks make ranks send to one another.
+// LinksOf and KeptRows: what a plan's tasks make ranks send to one another, or copy.
 #include <algorithm>
 
 #include "scheduler/disaggregation_plan.h"
@@ -38,33 +38,50 @@ class Inbox {
   std::vector<int32_t> owners_;       // with something in `links_`
 };
 
+// Calls body(owner, queries, keys) for every piece of the document that its tasks on one server
+// need rows of.
+template <typename Body>
+void ForEachPiece(const AttentionPool& pool, absl::Span<const ServerTask> tasks, const Body& body) {
+  const PooledDocument& document = pool.documents[static_cast<size_t>(tasks[0].document)];
+  const int64_t keys = tasks.back().kv_len();
+  const auto pieces = absl::MakeConstSpan(pool.pieces)
+                          .subspan(static_cast<size_t>(document.first_piece),
+                                   static_cast<size_t>(document.num_pieces));
+  size_t task = 0;
+  for (const DocumentPiece& piece : pieces) {
+    if (piece.begin >= keys) break;
+    int64_t queries = 0;
+    while (task < tasks.size() && tasks[task].kv_len() <= piece.begin) ++task;
+    for (size_t i = task; i < tasks.size() && tasks[i].q_begin < piece.begin + piece.length; ++i) {
+      queries += Overlap(piece, tasks[i].q_begin, tasks[i].kv_len());
+    }
+    body(piece.owner, queries, Overlap(piece, 0, keys));
+  }
+}
+
+// The first tasks, of one document on one server.
+size_t CountAlike(absl::Span<const ServerTask> tasks) {
+  size_t count = 1;
+  while (count < tasks.size() && tasks[count].server == tasks[0].server &&
+         tasks[count].document == tasks[0].document) {
+    ++count;
+  }
+  return count;
+}
+
 }  // namespace
 
 std::vector<AttentionLink> LinksOf(const AttentionPool& pool, absl::Span<const ServerTask> tasks) {
   std::vector<AttentionLink> links;
   Inbox inbox(pool.num_ranks);
-  for (size_t first = 0, end = 0; first < tasks.size(); first = end) {
-    const int32_t server = tasks[first].server;
-    const PooledDocument& document = pool.documents[static_cast<size_t>(tasks[first].document)];
-    while (end < tasks.size() && tasks[end].server == server &&
-           tasks[end].document == tasks[first].document) {
-      ++end;
-    }
-    const int64_t keys = tasks[end - 1].kv_len();
-    const auto pieces = absl::MakeConstSpan(pool.pieces)
-                            .subspan(static_cast<size_t>(document.first_piece),
-                                     static_cast<size_t>(document.num_pieces));
-    size_t task = first;
-    for (const DocumentPiece& piece : pieces) {
-      if (piece.begin >= keys) break;
-      int64_t queries = 0;
-      while (task < end && tasks[task].kv_len() <= piece.begin) ++task;
-      for (size_t i = task; i < end && tasks[i].q_begin < piece.begin + piece.length; ++i) {
-        queries += Overlap(piece, tasks[i].q_begin, tasks[i].kv_len());
-      }
-      if (piece.owner != server) inbox.Add(piece.owner, queries, Overlap(piece, 0, keys));
-    }
-    if (end == tasks.size() || tasks[end].server != server) inbox.MoveTo(server, &links);
+  while (!tasks.empty()) {
+    const int32_t server = tasks[0].server;
+    const size_t count = CountAlike(tasks);
+    ForEachPiece(pool, tasks.first(count), [&](int32_t owner, int64_t queries, int64_t keys) {
+      if (owner != server) inbox.Add(owner, queries, keys);
+    });
+    tasks.remove_prefix(count);
+    if (tasks.empty() || tasks[0].server != server) inbox.MoveTo(server, &links);
   }
   // By `to` so far; kept in that order within each `from`.
   std::vector<size_t> next(static_cast<size_t>(pool.num_ranks) + 1, 0);
@@ -73,6 +90,31 @@ std::vector<AttentionLink> LinksOf(const AttentionPool& pool, absl::Span<const S
   std::vector<AttentionLink> sorted(links.size());
   for (const AttentionLink& link : links) sorted[next[static_cast<size_t>(link.from)]++] = link;
   return sorted;
+}
+
+bool IsResident(const AttentionPool& pool, const ServerTask& task) {
+  const PooledDocument& document = pool.documents[static_cast<size_t>(task.document)];
+  return task.q_len == document.length && !document.continues && document.num_pieces == 1 &&
+         pool.pieces[static_cast<size_t>(document.first_piece)].owner == task.server;
+}
+
+std::vector<AttentionLink> KeptRows(const AttentionPool& pool, absl::Span<const ServerTask> tasks,
+                                    bool has_residents) {
+  std::vector<AttentionLink> kept;  // tasks are sorted by server
+  while (!tasks.empty()) {
+    const int32_t server = tasks[0].server;
+    const size_t count = CountAlike(tasks);
+    const auto alike = tasks.first(count);
+    tasks.remove_prefix(count);
+    if (has_residents && IsResident(pool, alike[0])) continue;
+    ForEachPiece(pool, alike, [&](int32_t owner, int64_t queries, int64_t keys) {
+      if (owner != server) return;
+      if (kept.empty() || kept.back().to != server) kept.push_back({server, server, 0, 0});
+      kept.back().q_tokens += queries;
+      kept.back().kv_tokens += keys;
+    });
+  }
+  return kept;
 }
 
 }  // namespace evenkeel

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "parallel/pipeline_schedule.h"
-#include "scheduler/nano_batches.h"
+#include "scheduler/document_placement.h"
 
 namespace evenkeel {
 namespace {
@@ -53,7 +53,8 @@ PassTime PassOf(const BaselineSetup& setup, const ClusterShape& cluster, const S
   const auto seconds = [forward](const TokenSeconds& token) {
     return forward ? token.forward : token.backward;
   };
-  double token_seconds = seconds(cost.tail);
+  double token_seconds = seconds(cost.tail) + seconds(cost.embedding);
+  if (!forward) token_seconds += cost.head.forward + cost.head.backward;
   for (const SoftmaxLayerCost& layer : cost.layers) {
     token_seconds += seconds(layer.pre) + seconds(layer.post);
   }

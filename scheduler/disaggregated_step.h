@@ -11,17 +11,17 @@
 //   post      unpacking, projection, MLP; with the next layer's pre compute stream of the owner
 // In the ping-pong order of a rank, post and pre of nano-batch 0, of 1, attend of 0, of 1, messages
 // of one nano-batch pass while the other computes. Backward the second nano-batch goes first, since
-// queries of it have keys in the first.
+// queries of it have keys in the first. Activations and their gradients go to the next stage when
+// both nano-batches are done; the head, forward and backward, begins the backward pass.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "scheduler/cluster.h"
-#include "scheduler/disaggregation_plan.h"
 #include "scheduler/sim_timeline.h"
 #include "scheduler/step_costs.h"
+#include "scheduler/tick_plan.h"
 
 namespace evenkeel {
 
@@ -41,11 +41,14 @@ enum class PieceOrder {
 
 struct DisaggregatedSetup {
   int pp = 1;
-  int replicas = 1;  // documents end at their bounds
-  int ranks = 1;     // of a replica, over which its tokens are laid
+  int replicas = 1;
+  int ranks = 1;  // of a replica, over which its tokens are laid
   int tp = 1;
   int servers = 0;           // dedicated ones, behind the owners
   bool owners_serve = true;  // false: attention on dedicated servers alone
+  // kContiguous: a micro-batch is one nano-batch, as with parallel.ping_pong: off.
+  SequenceSplit split = SequenceSplit::kHalves;
+  bool has_residents = true;  // whole documents that stay where they are are not copied
   MessageMode mode = MessageMode::kPingPong;
   PieceOrder order = PieceOrder::kPingPong;
   DisaggregationOptions planning;
@@ -73,10 +76,8 @@ struct SimulatedStep {
   std::vector<SimSpan> spans;  // if they were asked for
 };
 
-// `micro_batches`: lengths of the documents of each, of all replicas.
 SimulatedStep SimulateDisaggregated(const DisaggregatedSetup& setup, const ClusterShape& cluster,
-                                    const StepCosts& costs,
-                                    absl::Span<const std::vector<int64_t>> micro_batches,
+                                    const StepCosts& costs, ReplicaBatches cu_seqlens,
                                     bool record_spans = false);
 
 // Mean over ranks of the time in which nothing is computed, of the step.

@@ -57,6 +57,15 @@ struct AttentionLink {
 // Of any tasks, sorted as in a plan: all links that are not empty, by (from, to). from != to.
 std::vector<AttentionLink> LinksOf(const AttentionPool& pool, absl::Span<const ServerTask> tasks);
 
+// Whether the task is a document whose keys no other task needs, on the rank that holds it: its
+// rows may stay where they are.
+bool IsResident(const AttentionPool& pool, const ServerTask& task);
+
+// What servers hold themselves of their tasks' rows, from == to, by rank; none is empty. Residents
+// are left out if there are any.
+std::vector<AttentionLink> KeptRows(const AttentionPool& pool, absl::Span<const ServerTask> tasks,
+                                    bool has_residents);
+
 // Divides links into rounds in each of which a rank sends to at most one rank and receives from at
 // most one (an edge colouring; there are as many rounds as the busiest rank has links on one side).
 // Returns indices into `links` by round.

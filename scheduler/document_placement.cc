@@ -1,9 +1,25 @@
 #include "scheduler/document_placement.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace evenkeel {
+
+std::vector<std::vector<int64_t>> CutEvenly(absl::Span<const int64_t> documents, int64_t parts) {
+  const int64_t tokens = std::accumulate(documents.begin(), documents.end(), int64_t{0});
+  std::vector<std::vector<int64_t>> cut(static_cast<size_t>(parts));
+  int64_t at = 0, part = 0;
+  for (int64_t length : documents) {
+    for (const int64_t end = at + length; at < end;) {
+      while (tokens * (part + 1) / parts <= at) ++part;
+      const int64_t until = std::min(end, tokens * (part + 1) / parts);
+      cut[static_cast<size_t>(part)].push_back(until - at);
+      at = until;
+    }
+  }
+  return cut;
+}
 
 AttentionPool PlaceDocuments(absl::Span<const int64_t> lengths, int num_ranks,
                              int64_t tokens_per_rank, DocumentPlacement placement) {

@@ -1,7 +1,9 @@
-// How documents that follow one another are laid over ranks that take equally many tokens. Pure.
+// How documents that follow one another are cut into equal parts, or laid over ranks that take
+// equally many tokens. Pure.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "scheduler/attention_pool.h"
@@ -13,6 +15,9 @@ enum class DocumentPlacement {
   kHeadTail,  // likewise, but of a document that does not fit it takes as much from its end as from
               // its beginning
 };
+
+// Cuts documents that lie end to end into so many runs of as many tokens, up to one.
+std::vector<std::vector<int64_t>> CutEvenly(absl::Span<const int64_t> documents, int64_t parts);
 
 // A pool of ranks of speed 1, without bytes. The lengths (at least 1 each) add up to at most
 // num_ranks * tokens_per_rank.

@@ -1,16 +1,25 @@
 #include "scheduler/pool_layout.h"
 
 #include <algorithm>
-
-#include "parallel/sequence_layout.h"
+#include <utility>
 
 namespace evenkeel {
 namespace {
 
+SequenceLayout LayoutOf(const PooledBatch& batch) {
+  return SequenceLayout::Make(batch.split, batch.cu_seqlens, static_cast<int>(batch.ranks.size()));
+}
+
+NanoRows RowsIn(const PooledBatch& batch, const SequenceLayout& layout, int place) {
+  const int64_t rows = layout.rows()[static_cast<size_t>(place)];
+  const int64_t first =
+      batch.split == SequenceSplit::kHalves ? RowsOfFirstHalf(layout, place) : rows;
+  return {first, rows - first};
+}
+
 // The batch's pieces by (document, begin). Those of one rank alone go over the middle.
 std::vector<std::pair<int64_t, DocumentPiece>> PiecesOf(const PooledBatch& batch) {
-  const SequenceLayout layout =
-      SequenceLayout::Make(batch.split, batch.cu_seqlens, static_cast<int>(batch.ranks.size()));
+  const SequenceLayout layout = LayoutOf(batch);
   std::vector<std::pair<int64_t, DocumentPiece>> pieces;
   for (int rank = 0; rank < layout.num_ranks(); ++rank) {
     int64_t row = 0;
@@ -27,6 +36,21 @@ std::vector<std::pair<int64_t, DocumentPiece>> PiecesOf(const PooledBatch& batch
 }
 
 }  // namespace
+
+NanoRows RowsOfNanos(const PooledBatch& batch, int place) {
+  return RowsIn(batch, LayoutOf(batch), place);
+}
+
+std::vector<NanoRows> RowsOfNanos(absl::Span<const PooledBatch> batches, int num_ranks) {
+  std::vector<NanoRows> rows(static_cast<size_t>(num_ranks), NanoRows{});
+  for (const PooledBatch& batch : batches) {
+    const SequenceLayout layout = LayoutOf(batch);
+    for (size_t i = 0; i < batch.ranks.size(); ++i) {
+      rows[static_cast<size_t>(batch.ranks[i])] = RowsIn(batch, layout, static_cast<int>(i));
+    }
+  }
+  return rows;
+}
 
 void FillPool(absl::Span<const PooledBatch> batches, NanoBatch nano, AttentionPool& pool) {
   pool.documents.clear();

@@ -2,6 +2,7 @@
 // Pure.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -27,5 +28,13 @@ enum class NanoBatch { kFirst, kSecond };
 // computes. Documents come in the order of batches; those the middle cuts are in the second
 // nano-batch with all their keys and the later queries.
 void FillPool(absl::Span<const PooledBatch> batches, NanoBatch nano, AttentionPool& pool);
+
+// Rows of a rank in each of the two nano-batches; the first one's come first.
+using NanoRows = std::array<int64_t, 2>;
+
+// Of the batch's `place`th rank.
+NanoRows RowsOfNanos(const PooledBatch& batch, int place);
+// Of all ranks of a pool; none where no batch has the rank.
+std::vector<NanoRows> RowsOfNanos(absl::Span<const PooledBatch> batches, int num_ranks);
 
 }  // namespace evenkeel

@@ -131,7 +131,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
       cost.layers.push_back(pieces);
     }
     cost.tail = before;
-    if (stage == options.pp - 1) cost.tail += pricer.Head(shape);
+    if (stage == options.pp - 1) cost.head = pricer.Head(shape);
     costs.stages.push_back(std::move(cost));
     if (costs.stages.back().layers.size() != costs.stages.front().layers.size()) {
       return absl::InvalidArgumentError(absl::StrCat(

@@ -35,7 +35,9 @@ struct SoftmaxLayerCost {
 
 struct StageCost {
   std::vector<SoftmaxLayerCost> layers;
-  TokenSeconds tail;  // after the last of them: linear layers, and the head on the last stage
+  TokenSeconds tail;       // linear layers after the last of them
+  TokenSeconds embedding;  // of the first stage: before its layers, and after them backward
+  TokenSeconds head;       // of the last stage: both before its layers backward
 };
 
 // Core attention of one layer. Planners balance `cost`; a server takes what Seconds says.

@@ -1,5 +1,6 @@
 #include "scheduler/document_placement.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <tuple>
@@ -16,6 +17,15 @@ std::vector<Row> RowsOf(const AttentionPool& pool) {
     rows.push_back({piece.owner, piece.begin, piece.length, piece.row});
   }
   return rows;
+}
+
+TEST(CutEvenly, CutsWhereSharesEnd) {
+  using ::testing::ElementsAre;
+  using ::testing::SizeIs;
+  EXPECT_THAT(CutEvenly(std::vector<int64_t>{6, 2, 4}, 3),
+              ElementsAre(ElementsAre(4), ElementsAre(2, 2), ElementsAre(4)));
+  EXPECT_THAT(CutEvenly(std::vector<int64_t>{2}, 4),
+              ElementsAre(SizeIs(0), ElementsAre(1), SizeIs(0), ElementsAre(1)));
 }
 
 TEST(PlaceDocuments, InOrder) {

@@ -1,0 +1,64 @@
+#include "scheduler/tick_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace evenkeel {
+namespace {
+
+// Of stages with a micro-batch in the tick and more than `number` softmax layers.
+std::vector<PooledBatch> BatchesOf(const PoolShape& shape, ReplicaBatches cu_seqlens,
+                                   const PhaseTick& tick, int64_t number) {
+  const MeshShape& mesh = shape.mesh;
+  const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
+  std::vector<PooledBatch> batches;
+  for (int pp = 0; pp < mesh.pp; ++pp) {
+    const int64_t micro_batch = MicroBatchAt(tick, mesh.pp, micro_batches, pp);
+    if (micro_batch < 0 || shape.softmax_layers[static_cast<size_t>(pp)] <= number) continue;
+    for (int dp = 0; dp < mesh.dp; ++dp) {
+      PooledBatch batch;
+      batch.cu_seqlens = cu_seqlens[static_cast<size_t>(dp)][static_cast<size_t>(micro_batch)];
+      batch.split = shape.split;
+      for (int cp = 0; cp < mesh.cp; ++cp) batch.ranks.push_back(shape.RankOf(pp, dp, cp));
+      batches.push_back(std::move(batch));
+    }
+  }
+  return batches;
+}
+
+PlannedLayer PlanLayer(const PoolShape& shape, const TickPlanOptions& options,
+                       ReplicaBatches cu_seqlens, const PhaseTick& tick, int64_t number) {
+  PlannedLayer layer;
+  layer.batches = BatchesOf(shape, cu_seqlens, tick, number);
+  const AttentionCost& cost =
+      tick.phase == PipelinePhase::kForward ? options.forward : options.backward;
+  for (int n = 0; n < 2; ++n) {
+    auto& [pool, plan] = layer.nano[n];
+    pool.num_ranks = shape.num_ranks();
+    pool.speed = options.speed;
+    pool.bytes = options.bytes;
+    FillPool(layer.batches, n == 0 ? NanoBatch::kFirst : NanoBatch::kSecond, pool);
+    plan =
+        options.balances ? PlanDisaggregation(pool, cost, options.plan) : PlanInPlace(pool, cost);
+  }
+  return layer;
+}
+
+}  // namespace
+
+PlannedTick PlanTick(const PoolShape& shape, const TickPlanOptions& options,
+                     ReplicaBatches cu_seqlens, const PhaseTick& tick) {
+  PlannedTick planned;
+  const std::vector<int64_t>& counts = shape.softmax_layers;
+  const int64_t most = *std::max_element(counts.begin(), counts.end());
+  // Layer `number` of the tick is there on stages with more than so many.
+  for (int64_t number = 0; number < most; ++number) {
+    if (number == 0 || std::count(counts.begin(), counts.end(), number) > 0) {
+      planned.layers.push_back(PlanLayer(shape, options, cu_seqlens, tick, number));
+    }
+    planned.layer_of.push_back(static_cast<int>(planned.layers.size()) - 1);
+  }
+  return planned;
+}
+
+}  // namespace evenkeel
