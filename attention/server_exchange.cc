@@ -81,6 +81,27 @@ void ForEachPiece(const AttentionPool& pool, const PooledDocument& document, int
   }
 }
 
+// Numbers the messages of this rank by the rounds of all ranks' messages.
+void SetRounds(const AttentionPool& pool, absl::Span<const ServerTask> tasks, int rank,
+               absl::Span<RowRoute* const> routes) {
+  const std::vector<AttentionLink> links = LinksOf(pool, tasks);
+  const std::vector<std::vector<int32_t>> rounds = MessageRounds(pool.num_ranks, links);
+  std::vector<int> to(static_cast<size_t>(pool.num_ranks)), from(to);  // round by peer
+  for (size_t round = 0; round < rounds.size(); ++round) {
+    for (const int32_t index : rounds[round]) {
+      const AttentionLink& link = links[static_cast<size_t>(index)];
+      if (link.from == rank) to[static_cast<size_t>(link.to)] = static_cast<int>(round);
+      if (link.to == rank) from[static_cast<size_t>(link.from)] = static_cast<int>(round);
+    }
+  }
+  for (RowRoute* route : routes) {
+    for (RowMessage& send : route->sends) send.round = to[static_cast<size_t>(send.peer)];
+    for (RowMessage& receive : route->receives) {
+      receive.round = from[static_cast<size_t>(receive.peer)];
+    }
+  }
+}
+
 // What came back for rows [begin, begin + count) of this rank.
 struct Returned {
   int64_t begin;
@@ -197,10 +218,12 @@ ServerExchange MakeServerExchange(const AttentionPool& pool, const Disaggregatio
     exchange.kept_returned.push_back({range.to, kept, range.count});
     kept += range.count;
   }
-  for (RowRoute* route : {&exchange.queries, &exchange.keys}) {
+  RowRoute* const routes[] = {&exchange.queries, &exchange.keys};
+  for (RowRoute* route : routes) {
     route->sent_back = Inverse(route->sent);
     route->kept_back = Inverse(route->kept);
   }
+  SetRounds(pool, plan.tasks, rank, routes);
   if (!plan.load.empty()) exchange.planned_seconds = plan.load[static_cast<size_t>(rank)];
   return exchange;
 }

@@ -20,6 +20,7 @@ struct RowMessage {
   int peer = 0;
   int64_t begin = 0;
   int64_t count = 0;
+  int round = 0;  // of the exchange (MessageRounds), the same at both ends
 
   bool operator==(const RowMessage&) const = default;
 };

@@ -1,8 +1,8 @@
 #include "attention/server_pass.h"
 
 #include <chrono>
-#include <vector>
 
+#include "attention/message_group.h"
 #include "attention/softmax_attention.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/step_trace.h"
@@ -13,42 +13,6 @@ namespace {
 TensorView Workspace(const OpContext& context, DType dtype, Shape shape) {
   return context.arena.Allocate(dtype, shape, MemoryPurpose::kWorkspace);
 }
-
-// A group of messages, rows of several buffers.
-class MessageGroup {
- public:
-  explicit MessageGroup(const ServerPassMode& mode) : mode_(mode) {}
-
-  void Send(const std::vector<RowMessage>& messages, const TensorView& buffer) {
-    for (const RowMessage& message : messages) {
-      sends_.push_back({message.peer, RowsOf(message, buffer)});
-    }
-  }
-  void Receive(const std::vector<RowMessage>& messages, const TensorView& buffer) {
-    for (const RowMessage& message : messages) {
-      receives_.push_back({message.peer, RowsOf(message, buffer)});
-    }
-  }
-  Work Start(AxisComm* pool, const char* label) {
-    if (pool == nullptr || (sends_.empty() && receives_.empty())) return Work();
-    Work work = pool->SendRecvAsync(sends_, receives_, label);
-    if (!mode_.overlaps) {
-      pool->Wait(work);
-      return Work();
-    }
-    return work;
-  }
-
- private:
-  TensorView RowsOf(const RowMessage& message, const TensorView& buffer) const {
-    if (mode_.signals) return buffer.Rows(message.begin, message.begin + 1).Columns(0, 1);
-    return buffer.Rows(message.begin, message.begin + message.count);
-  }
-
-  const ServerPassMode& mode_;
-  std::vector<SendTo> sends_;
-  std::vector<ReceiveFrom> receives_;
-};
 
 void WaitFor(AxisComm* pool, Work& work) {
   if (pool != nullptr) pool->Wait(work);

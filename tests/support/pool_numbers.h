@@ -26,7 +26,7 @@ inline PlanNumbers NumbersOf(const ServerExchange& exchange) {
     }
     for (const auto* list : {&route->sends, &route->receives}) {
       Append(numbers, {static_cast<int64_t>(list->size())});
-      for (const RowMessage& m : *list) Append(numbers, {m.peer, m.begin, m.count});
+      for (const RowMessage& m : *list) Append(numbers, {m.peer, m.begin, m.count, m.round});
     }
   }
   for (const auto* list : {&exchange.resident_list, &exchange.task_list}) {

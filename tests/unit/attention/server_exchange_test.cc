@@ -138,6 +138,47 @@ struct Exchanges {
   }
 };
 
+// What the exchanges move is what the plan's links and kept rows say, which the simulator times,
+// and in the rounds of its messages.
+void ExpectLinks(const Exchanges& exchanges) {
+  const int ranks = exchanges.pool.num_ranks;
+  std::map<std::pair<int, int>, std::pair<int64_t, int64_t>> moved;  // (from, to): queries, keys
+  for (int rank = 0; rank < ranks; ++rank) {
+    const ServerExchange& exchange = exchanges.of[static_cast<size_t>(rank)];
+    for (const RowMessage& send : exchange.queries.sends)
+      moved[{rank, send.peer}].first += send.count;
+    for (const RowMessage& send : exchange.keys.sends)
+      moved[{rank, send.peer}].second += send.count;
+    for (const RowRange& kept : exchange.queries.kept) moved[{rank, rank}].first += kept.count;
+    for (const RowRange& kept : exchange.keys.kept) moved[{rank, rank}].second += kept.count;
+  }
+  const std::vector<AttentionLink> links = LinksOf(exchanges.pool, exchanges.plan.tasks);
+  std::map<std::pair<int, int>, std::pair<int64_t, int64_t>> expected;
+  for (const AttentionLink& link : links)
+    expected[{link.from, link.to}] = {link.q_tokens, link.kv_tokens};
+  for (const AttentionLink& kept :
+       KeptRows(exchanges.pool, exchanges.plan.tasks, exchanges.has_residents)) {
+    expected[{kept.from, kept.to}] = {kept.q_tokens, kept.kv_tokens};
+  }
+  ASSERT_EQ(moved, expected);
+
+  std::map<std::pair<int, int>, int> round_of;
+  const auto rounds = MessageRounds(ranks, links);
+  for (size_t round = 0; round < rounds.size(); ++round) {
+    for (const int32_t index : rounds[round]) {
+      const AttentionLink& link = links[static_cast<size_t>(index)];
+      round_of[{link.from, link.to}] = static_cast<int>(round);
+    }
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (const auto route : {&ServerExchange::queries, &ServerExchange::keys}) {
+      const RowRoute& way = exchanges.of[static_cast<size_t>(rank)].*route;
+      for (const RowMessage& m : way.sends) ASSERT_EQ(m.round, (round_of[{rank, m.peer}]));
+      for (const RowMessage& m : way.receives) ASSERT_EQ(m.round, (round_of[{m.peer, rank}]));
+    }
+  }
+}
+
 // What one owner has end to end is one message.
 void ExpectFewMessages(const RowRoute& route) {
   for (size_t m = 1; m < route.receives.size(); ++m) {
@@ -315,6 +356,7 @@ void ExpectExchanges(const PoolDraw& draw, const DisaggregationPlan plans[2], bo
     keys[n] = nanos[n].Dispatch(rows, &ServerExchange::keys);
     if (testing::Test::HasFatalFailure()) return;
     ASSERT_NO_FATAL_FAILURE(ExpectTasks(nanos[n], queries, keys[n]));
+    ASSERT_NO_FATAL_FAILURE(ExpectLinks(nanos[n]));
     ExpectResultsBack(nanos[n], rows, queries);
     for (const ServerTask& task : plans[n].tasks) {
       for (int64_t at = 0; nanos[n].IsResident(task) && at < task.kv_len(); ++at) {
