@@ -136,6 +136,26 @@ class BenchTest(EndToEndTest):
         self.assertIn("cannot be written",
                       self.run_program(*bench, "--json", self.folder, code=USAGE))
 
+    def test_messages(self):
+        file = self.folder / "messages.json"
+        output = self.run_program("bench", "messages", "--threads", 1, "--runs", 3, "--json", file,
+                                  ranks=2)
+        self.assertIn("# 2 ranks, each sends to the next", output)
+        table = rows(output)
+        self.assertEqual([row[0] for row in table], [1024 * 4**i for i in range(8)])
+        for size, message_ms, rate, copy_ms, copy_rate in table:
+            if message_ms > 0.01:
+                self.assertAlmostEqual(rate, size * 1e-6 / message_ms, delta=0.01 + 0.01 * rate)
+            if copy_ms > 0.01:
+                self.assertAlmostEqual(copy_rate, size * 1e-6 / copy_ms,
+                                       delta=0.01 + 0.01 * copy_rate)
+        times = json.loads(file.read_text())
+        self.assertEqual(times["ranks"], 2)
+        for key in ("gb_s", "copy_gb_s"):
+            self.assertGreater(times[key], 0)
+        self.assertGreaterEqual(times["latency_us"], 0)
+        self.assertIn("mpirun -np 2", self.bench("messages", code=USAGE))
+
     def test_refusals(self):
         softmax = REPOSITORY / "configs" / "llama3_8b.yaml"
         linear = REPOSITORY / "configs" / "tiny_transnormerllm.yaml"
