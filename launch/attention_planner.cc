@@ -5,7 +5,9 @@
 #include <cmath>
 #include <utility>
 
+#include "launch/attention_cost_file.h"
 #include "parallel/batch_layout.h"
+#include "runtime/base/status_macros.h"
 
 namespace evenkeel {
 namespace {
@@ -24,8 +26,41 @@ constexpr double kRetry = 1.25;
 
 }  // namespace
 
+ReplicaCuSeqlens BatchesOfStep(SampleOrder& order, int64_t step, const BatchSizes& sizes,
+                               int replicas) {
+  ReplicaCuSeqlens cu_seqlens;
+  for (int replica = 0; replica < replicas; ++replica) {
+    cu_seqlens.emplace_back();
+    for (const MicroBatch& micro :
+         MicroBatchesOfRank(step, sizes.global_batch, sizes.micro_batch, replica, replicas)) {
+      std::vector<int64_t> cu = {0};
+      for (int64_t i = 0; i < micro.num_samples; ++i) {
+        for (const Piece& piece : order.Sample(micro.first_sample + i)) {
+          cu.push_back(cu.back() + piece.length);
+        }
+      }
+      cu_seqlens.back().push_back(std::move(cu));
+    }
+  }
+  return cu_seqlens;
+}
+
+absl::StatusOr<PoolPlanOptions> PlanningOf(const RunConfig& config, const ParallelPlan& plan,
+                                           DType dtype) {
+  PoolPlanOptions options = plan.pool_options(dtype);
+  if (config.parallel.attention_cost.empty()) return options;
+  EK_ASSIGN_OR_RETURN(const AttentionCostFile file,
+                      ReadAttentionCostFile(config.parallel.attention_cost));
+  const AttentionHeads heads = plan.pool_heads();
+  EK_ASSIGN_OR_RETURN(const AttentionCosts costs, CostsOf(file, heads.num_heads, heads.value_size));
+  options.forward = costs.forward;
+  options.backward = costs.backward;
+  options.costs_are_times = true;
+  return options;
+}
+
 AttentionPlanner::AttentionPlanner(const PoolShape& shape, const PoolPlanOptions& options,
-                                   SampleOrder order, const Batches& batches, int rank)
+                                   SampleOrder order, const BatchSizes& batches, int rank)
     : shape_(shape), options_(options), order_(std::move(order)), batches_(batches), rank_(rank) {}
 
 AttentionPlanner::~AttentionPlanner() {
@@ -33,21 +68,8 @@ AttentionPlanner::~AttentionPlanner() {
 }
 
 PoolStep AttentionPlanner::Plan(int64_t step, const PoolPlanOptions& options) {
-  std::vector<std::vector<std::vector<int64_t>>> cu_seqlens;  // [replica][micro-batch]
-  for (int replica = 0; replica < shape_.mesh.dp; ++replica) {
-    cu_seqlens.emplace_back();
-    for (const MicroBatch& micro : MicroBatchesOfRank(
-             step, batches_.global_batch, batches_.micro_batch, replica, shape_.mesh.dp)) {
-      std::vector<int64_t> cu = {0};
-      for (int64_t i = 0; i < micro.num_samples; ++i) {
-        for (const Piece& piece : order_.Sample(micro.first_sample + i)) {
-          cu.push_back(cu.back() + piece.length);
-        }
-      }
-      cu_seqlens.back().push_back(std::move(cu));
-    }
-  }
-  return PlanPoolStep(shape_, options, cu_seqlens, rank_);
+  return PlanPoolStep(shape_, options, BatchesOfStep(order_, step, batches_, shape_.mesh.dp),
+                      rank_);
 }
 
 void AttentionPlanner::Begin(int64_t step) {

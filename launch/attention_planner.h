@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "attention/pool_step.h"
 #include "launch/parallel_config.h"
+#include "launch/run_config.h"
 #include "runtime/data/sample_order.h"
 
 namespace evenkeel {
@@ -19,16 +20,26 @@ struct ServerLoad {
   double seconds[2] = {0, 0};  // measured
 };
 
+// Samples of a step and of a replica's micro-batch.
+struct BatchSizes {
+  int64_t global_batch = 1;
+  int64_t micro_batch = 1;
+};
+
+// Documents of a step's batch as prefix sums, [replica][micro_batch][D + 1].
+using ReplicaCuSeqlens = std::vector<std::vector<std::vector<int64_t>>>;
+ReplicaCuSeqlens BatchesOfStep(SampleOrder& order, int64_t step, const BatchSizes& sizes,
+                               int replicas);
+
+// What a run plans with, the costs of parallel.attention_cost included. `dtype`: of activations.
+absl::StatusOr<PoolPlanOptions> PlanningOf(const RunConfig& config, const ParallelPlan& plan,
+                                           DType dtype);
+
 class AttentionPlanner {
  public:
-  struct Batches {
-    int64_t global_batch = 1;
-    int64_t micro_batch = 1;
-  };
-
   // `order`: of its own, as SampleOrder is used by one thread. `rank`: of the pool.
   AttentionPlanner(const PoolShape& shape, const PoolPlanOptions& options, SampleOrder order,
-                   const Batches& batches, int rank);
+                   const BatchSizes& batches, int rank);
   // Waits for the thread.
   ~AttentionPlanner();
   AttentionPlanner(const AttentionPlanner&) = delete;
@@ -53,7 +64,7 @@ class AttentionPlanner {
   PoolShape shape_;
   PoolPlanOptions options_;
   SampleOrder order_;
-  Batches batches_;
+  BatchSizes batches_;
   int rank_;
   int64_t planned_step_ = -1;
   std::future<PoolStep> planned_;

@@ -23,21 +23,10 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));
-  PoolPlanOptions options = plan.pool_options(context.dtype);
-  if (!config.parallel.attention_cost.empty()) {
-    EK_ASSIGN_OR_RETURN(const AttentionCostFile file,
-                        ReadAttentionCostFile(config.parallel.attention_cost));
-    const AttentionHeads heads = plan.pool_heads();
-    EK_ASSIGN_OR_RETURN(const AttentionCosts costs,
-                        CostsOf(file, heads.num_heads, heads.value_size));
-    options.forward = costs.forward;
-    options.backward = costs.backward;
-    options.costs_are_times = true;
-  }
+  EK_ASSIGN_OR_RETURN(const PoolPlanOptions options, PlanningOf(config, plan, context.dtype));
   return std::make_unique<AttentionPlanner>(
       plan.pool(), options, std::move(order),
-      AttentionPlanner::Batches{config.train.global_batch_size, config.train.micro_batch_size},
-      pool_rank);
+      BatchSizes{config.train.global_batch_size, config.train.micro_batch_size}, pool_rank);
 }
 
 absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(

@@ -34,12 +34,16 @@ void DescribeMeasured(ConfigFields& fields, MeasuredRates& rates) {
   seconds("post_forward_s", &rates.post_forward, "seconds a token and layer after it");
   seconds("pre_backward_s", &rates.pre_backward, "likewise, backward");
   seconds("post_backward_s", &rates.post_backward, "likewise, recomputation included");
-  seconds("head_forward_s", &rates.head_forward, "seconds a token of embedding, head and loss");
+  seconds("embedding_forward_s", &rates.embedding_forward, "seconds a token of the embedding");
+  seconds("embedding_backward_s", &rates.embedding_backward, "likewise, backward");
+  seconds("head_forward_s", &rates.head_forward, "seconds a token of head and loss");
   seconds("head_backward_s", &rates.head_backward, "likewise, backward");
   seconds("attention_forward_s", &rates.attention_forward,
           "seconds a (query, key) pair and layer, all heads of a rank");
   seconds("attention_backward_s", &rates.attention_backward, "likewise, backward");
-  seconds("step_s", &rates.step, "seconds of a step, whatever its tokens (optimizer)");
+  seconds("parameter_s", &rates.parameter,
+          "seconds a parameter and step of gradient norm and optimizer, of runs as configured");
+  seconds("step_s", &rates.step, "seconds of a step, whatever its tokens");
   if (!rates.are_given()) return;
   if (rates.post_forward <= 0) fields.Error("post_forward_s", "has to be given with pre_forward_s");
   if (rates.pre_backward <= 0) fields.Error("pre_backward_s", "has to be given with pre_forward_s");

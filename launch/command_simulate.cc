@@ -11,6 +11,7 @@
 #include "launch/run_folder.h"
 #include "launch/simulate_presets.h"
 #include "launch/simulate_report.h"
+#include "launch/simulate_run.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
@@ -29,6 +30,8 @@ struct SimulateOptions {
   int64_t micro_batches = 0;
   bool ablations = false;
   bool dedicated = false;
+  bool as_configured = false;
+  int64_t steps = 5;
   std::vector<double> tolerances = {0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5};
   // Cases of a preset.
   std::optional<SimPreset> preset;
@@ -157,6 +160,24 @@ absl::Status SimulateCase(const SimulateOptions& options) {
   return WritePicture(options.svg, "speed_up.svg", SpeedUpPlot(study.model_name, {report}));
 }
 
+// The layout and the batches of a run config instead of the best layout for a list of lengths.
+absl::Status SimulateConfigured(const SimulateOptions& options) {
+  const bool is_given =
+      !options.model.empty() && !options.presets.cluster.empty() && options.study.gpus > 0;
+  if (!is_given) {
+    return absl::InvalidArgumentError(
+        "--as-configured needs --model FILE, --cluster FILE and --gpus N");
+  }
+  EK_ASSIGN_OR_RETURN(const RunConfig config,
+                      ReadRunConfig(options.model, options.model_overrides));
+  EK_ASSIGN_OR_RETURN(const ClusterConfig cluster,
+                      ReadClusterConfig(options.presets.cluster, options.presets.overrides));
+  EK_ASSIGN_OR_RETURN(const RunSimulation run,
+                      SimulateRun(config, cluster, options.study.gpus, options.steps));
+  std::cout << (options.json ? RunSimulationJson(run).dump(2) + "\n" : RunSimulationText(run));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddSimulateCommand(CLI::App& app, CommandBody* body) {
@@ -239,6 +260,12 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       ->check(whole);
   command->add_flag("--owners-serve-not", options->dedicated,
                     "Attention runs on dedicated servers alone");
+  CLI::Option* as_configured = command->add_flag(
+      "--as-configured", options->as_configured,
+      "Steps of the run config in its own layout, with the batches that it trains");
+  command->add_option("--steps", options->steps, "Of the run, from its first one")
+      ->check(whole)
+      ->needs(as_configured);
   command->add_flag("--ablations", options->ablations,
                     "Also one stream, signal, no balancing, and the tolerances");
   command->add_option("--tolerances", options->tolerances, "Tolerances of the ablation")
@@ -274,15 +301,16 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       "  evenkeel simulate -m configs/llama3_8b.yaml --cluster configs/clusters/h100.yaml \\\n"
       "      --lengths pretrain.json --recipe pretrain -n 256 --max-doc-len 524288 --batch 8 \\\n"
       "      --pp 1,2,4 --ablations\n"
-      "  evenkeel simulate -m configs/tiny_llama.yaml --cluster configs/clusters/cpu_ranks.yaml "
+      "  evenkeel simulate --as-configured -m configs/tiny_llama.yaml --model-set parallel.dp=2 "
       "\\\n"
-      "      --lengths lengths.json -n 2 --tp 1 --cp 1 --max-doc-len 4096 --batch 2 \\\n"
-      "      --element-bytes 4 --recompute none --batches 3\n"
+      "      --model-set parallel.attention=disaggregated -n 2 \\\n"
+      "      --cluster configs/clusters/cpu_ranks.yaml\n"
       "\n"
       "Timed are the forward and backward passes, not the optimizer. Baselines get the layout of\n"
       "ranks that suits them best. docs/simulator.md says how, and how near it comes.");
   command->callback([options, body] {
     *body = [options] {
+      if (options->as_configured) return SimulateConfigured(*options);
       return options->preset.has_value() ? SimulatePreset(*options) : SimulateCase(*options);
     };
   });

@@ -151,6 +151,19 @@ SimulatedStep RunStep(const SimCase& study, const SimLayout& layout, const StepC
 
 }  // namespace
 
+absl::StatusOr<StepCosts> PriceStep(const ModelConfig& model, const ClusterConfig& cluster,
+                                    const CostOptions& options) {
+  EK_ASSIGN_OR_RETURN(StepCosts costs, PriceStep(ShapeOf(model), cluster.shape, options));
+  if (cluster.attention.has_value()) {
+    EK_ASSIGN_OR_RETURN(
+        const AttentionCosts measured,
+        CostsOf(*cluster.attention, model.num_heads / options.tp, model.head_size()));
+    costs.forward = {measured.forward, 1};
+    costs.backward = {measured.backward, 1};
+  }
+  return costs;
+}
+
 const char* SystemText(SimSystem system) {
   switch (system) {
     case SimSystem::kDisaggregated:
@@ -228,15 +241,7 @@ absl::StatusOr<SimResult> RunLayout(const SimCase& study, const SimLayout& layou
   options.tp = static_cast<int>(study.tp);
   options.recompute = study.recompute;
   options.element_bytes = study.element_bytes;
-  const ModelShape shape = ShapeOf(study.model);
-  EK_ASSIGN_OR_RETURN(StepCosts costs, PriceStep(shape, study.cluster.shape, options));
-  if (study.cluster.attention.has_value()) {
-    EK_ASSIGN_OR_RETURN(const AttentionCosts measured,
-                        CostsOf(*study.cluster.attention, study.model.num_heads / study.tp,
-                                study.model.head_size()));
-    costs.forward = {measured.forward, 1};
-    costs.backward = {measured.backward, 1};
-  }
+  EK_ASSIGN_OR_RETURN(const StepCosts costs, PriceStep(study.model, study.cluster, options));
   std::vector<std::vector<int64_t>> cut;
   auto all = CutBatches(study.documents, study.context, study.samples, study.batches);
   for (size_t i = 0; i < all.size(); i += static_cast<size_t>(stride)) {

@@ -80,6 +80,10 @@ struct SimResult {
   std::vector<double> step_seconds;  // by batch
 };
 
+// With core attention as the cluster's grid has it, if it names one.
+absl::StatusOr<StepCosts> PriceStep(const ModelConfig& model, const ClusterConfig& cluster,
+                                    const CostOptions& options);
+
 // All layouts that the case allows for a system. Those that fit the memory of a GPU first; where
 // none does, the one that needs least, marked.
 absl::StatusOr<std::vector<SimLayout>> LayoutsOf(const SimCase& study, SimSystem system);

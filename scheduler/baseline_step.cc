@@ -64,11 +64,21 @@ PassTime PassOf(const BaselineSetup& setup, const ClusterShape& cluster, const S
   const double attention = forward ? time.forward_attention : time.backward_attention;
   pass.attention = layers * (attention + costs.piece_overhead);
   // Keys and values are gathered forward, and perhaps backward; their gradients are scattered.
-  const double times = !forward && setup.gathers_again ? 2 : 1;
-  const double gather =
-      times * GatherSeconds(cluster, setup.tp, setup.cp,
-                            time.tokens * setup.cp * static_cast<double>(costs.token_bytes.kv));
+  const double times = forward || setup.gathers_again ? 1 : 0;
+  const double all = time.tokens * setup.cp;
+  double gather = times * GatherSeconds(cluster, setup.tp, setup.cp,
+                                        all * static_cast<double>(costs.token_bytes.kv));
+  if (!forward) {
+    gather +=
+        GatherSeconds(cluster, setup.tp, setup.cp, all * static_cast<double>(costs.token_bytes.kv));
+  }
   pass.exposed = layers * (setup.hides_gathers ? std::max(0.0, gather - attention) : gather);
+  if (setup.copies_rows && setup.cp > 1) {
+    const double rows = time.tokens * (setup.cp + 1);
+    double bytes = times * rows * static_cast<double>(costs.token_bytes.kv);
+    if (!forward) bytes += rows * static_cast<double>(costs.token_bytes.kv_gradient);
+    pass.linear += layers * bytes * costs.copy_seconds_per_byte;
+  }
   return pass;
 }
 

@@ -33,6 +33,9 @@ struct BaselineSetup {
   bool hides_gathers = false;
   // Keys and values are gathered again in the backward pass instead of being kept.
   bool gathers_again = false;
+  // Rows of keys and values are packed before a gather and brought in order after it, gradients the
+  // other way, as this program does. Ideally nothing is copied.
+  bool copies_rows = false;
 };
 
 // Documents of each micro-batch, [replica * micro_batches + i].

@@ -22,12 +22,15 @@ struct MeasuredRates {
   double pre_forward = 0;  // a token: norm, projection to Q, K, V, position
   double post_forward = 0;
   double pre_backward = 0;
-  double post_backward = 0;  // recomputation included
-  double head_forward = 0;   // a token, once, on the last stage
+  double post_backward = 0;      // recomputation included
+  double embedding_forward = 0;  // a token, once, on the first stage
+  double embedding_backward = 0;
+  double head_forward = 0;  // a token, once, on the last stage
   double head_backward = 0;
   double attention_forward = 0;  // a (query, key) pair, all heads of the rank
   double attention_backward = 0;
-  double step = 0;  // a step: whatever belongs to no token (embedding, optimizer)
+  double parameter = 0;  // a parameter of the rank and step: norm of the gradients, optimizer
+  double step = 0;       // a step: whatever belongs to no token and no parameter
 
   bool are_given() const { return pre_forward > 0; }
 };

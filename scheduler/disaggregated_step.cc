@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <tuple>
 #include <utility>
 
 #include "parallel/phase_schedule.h"
@@ -69,6 +70,9 @@ class StepSimulation {
     pool_.split = setup.split;
     planning_.forward = costs.forward.cost;
     planning_.backward = costs.backward.cost;
+    if (setup.planned_costs.has_value()) {
+      std::tie(planning_.forward, planning_.backward) = *setup.planned_costs;
+    }
     planning_.plan = setup.planning;
     planning_.bytes = costs.token_bytes;
     planning_.speed.assign(num_ranks_, 1);

@@ -16,6 +16,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "scheduler/cluster.h"
@@ -52,6 +54,8 @@ struct DisaggregatedSetup {
   MessageMode mode = MessageMode::kPingPong;
   PieceOrder order = PieceOrder::kPingPong;
   DisaggregationOptions planning;
+  // What plans balance; without it the costs of the step.
+  std::optional<std::pair<AttentionCost, AttentionCost>> planned_costs;  // forward, backward
   bool balance = true;  // false: every owner computes its own queries (tasks are not moved)
 
   int owners_of_stage() const { return replicas * ranks; }

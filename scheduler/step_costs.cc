@@ -77,6 +77,10 @@ class Pricer {
     return cost;
   }
 
+  TokenSeconds Embedding() const {
+    return {cluster_.measured.embedding_forward, cluster_.measured.embedding_backward};
+  }
+
   TokenSeconds Head(const ModelShape& shape) const {
     const MeasuredRates& rates = cluster_.measured;
     if (rates.are_given()) return {rates.head_forward, rates.head_backward};
@@ -131,6 +135,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
       cost.layers.push_back(pieces);
     }
     cost.tail = before;
+    if (stage == 0) cost.embedding = pricer.Embedding();
     if (stage == options.pp - 1) cost.head = pricer.Head(shape);
     costs.stages.push_back(std::move(cost));
     if (costs.stages.back().layers.size() != costs.stages.front().layers.size()) {
@@ -164,6 +169,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
     costs.forward = {AttentionCost::PerPair(rates.attention_forward), cluster.attention_tile};
     costs.backward = {AttentionCost::PerPair(rates.attention_backward), cluster.attention_tile};
     costs.step_seconds = rates.step;
+    costs.parameter_seconds = rates.parameter;
   } else {
     costs.forward = {AttentionCost::PerPair(kForwardFlops * size / cluster.attention_forward_flops),
                      cluster.attention_tile};

@@ -56,6 +56,7 @@ struct StepCosts {
   double piece_overhead = 0;         // seconds
   double copy_seconds_per_byte = 0;  // of packing and unpacking: read and written
   double step_seconds = 0;           // of a step, whatever its tokens
+  double parameter_seconds = 0;      // a parameter of the rank, of a step; not in simulated steps
   double flops_per_token = 0;        // of products in the whole model, forward and backward
   double flops_per_pair = 0;         // of a (query, key) pair in all layers
 };

@@ -129,12 +129,44 @@ class SimulateTest(EndToEndTest):
         report = json.loads(self.simulate(
             "-m", self.model, "--cluster", self.cluster, "--lengths", self.lengths, "-n", 1,
             "--tp", 1, "--max-doc-len", 4096, "--batch", 1, "--batches", 1, "--json",
-            "--set", "attention.tile=1",
+            "--set", "attention.tile=1", "--set", "products.copy_gb_s=1e9",
             *[word for key, value in rates.items() for word in ("--set", f"measured.{key}={value}")]))
         pairs = 1000 * 1001 / 2 + 3096 * 3097 / 2
         expected = 4096 * (4 * 10e-6 + 11e-6) + 4 * pairs * 3e-9 + 0.25
         for name in ("disaggregated", "plain dp"):
             self.assertAlmostEqual(report["systems"][name]["seconds"], expected, 9)
+
+    def test_as_configured(self):
+        """The batches and the layout of a run: what it prints adds up, and more ranks share it."""
+        rates = {"pre_forward_s": 1e-6, "post_forward_s": 2e-6, "pre_backward_s": 3e-6,
+                 "post_backward_s": 4e-6, "attention_forward_s": 1e-8, "attention_backward_s": 2e-8,
+                 "parameter_s": 1e-9}
+
+        def steps(ranks, *settings, code=0):
+            output = self.simulate(
+                "--as-configured", "-m", self.model, "--cluster", self.cluster, "-n", ranks,
+                "--steps", 2, "--json",
+                *[word for key, value in rates.items()
+                  for word in ("--set", f"measured.{key}={value}")],
+                *[word for setting in settings for word in ("--model-set", setting)], code=code)
+            return json.loads(output) if code == 0 else output
+
+        one = steps(1)
+        self.assertEqual(one["layout"], "pp 1 dp 1 cp 1 tp 1")
+        self.assertEqual(len(one["steps"]), 2)
+        for step in one["steps"]:
+            rank, = step["ranks"]
+            self.assertAlmostEqual(step["seconds"], rank["linear_s"] + rank["attention_s"] +
+                                   one["update_seconds"])
+        two = steps(2, "parallel.dp=2", "parallel.attention=disaggregated", "parallel.ping_pong=off")
+        self.assertEqual(two["layout"], "pp 1 dp 2 cp 1 tp 1, disaggregated")
+        for alone, shared in zip(one["steps"], two["steps"]):
+            attention = [rank["attention_s"] for rank in shared["ranks"]]
+            self.assertAlmostEqual(sum(attention), alone["ranks"][0]["attention_s"])
+            self.assertLess(max(attention), 1.1 * sum(attention) / 2)
+            self.assertLess(shared["seconds"], alone["seconds"])
+        self.assertIn("parallel.zero", steps(2, "parallel.dp=2", "parallel.zero=1", code=USAGE))
+        self.assertIn("--gpus", self.simulate("--as-configured", "-m", self.model, code=USAGE))
 
     def test_pictures_and_presets(self):
         long = self.folder / "long.json"

@@ -50,7 +50,7 @@ PoolPlanOptions MakeOptions(const PoolShape& shape) {
 
 // The plan of a step from the samples, beside the planner.
 PlanNumbers Expected(const PoolShape& shape, const PoolPlanOptions& options,
-                     const AttentionPlanner::Batches& batches, int64_t step, int rank) {
+                     const BatchSizes& batches, int64_t step, int rank) {
   SampleOrder order = MakeOrder();
   std::vector<std::vector<std::vector<int64_t>>> cu_seqlens(static_cast<size_t>(shape.mesh.dp));
   for (int replica = 0; replica < shape.mesh.dp; ++replica) {
@@ -70,7 +70,7 @@ PlanNumbers Expected(const PoolShape& shape, const PoolPlanOptions& options,
 
 TEST(AttentionPlanner, PlansStepsInAndOutOfOrder) {
   // The third micro-batch of the second replica is empty.
-  const AttentionPlanner::Batches batches = {.global_batch = 9, .micro_batch = 2};
+  const BatchSizes batches = {.global_batch = 9, .micro_batch = 2};
   const PoolShape shape = MakeShape({.pp = 2, .dp = 2, .cp = 2, .tp = 1});
   const PoolPlanOptions options = MakeOptions(shape);
   for (const int rank : {0, 5}) {
@@ -97,7 +97,7 @@ TEST(AttentionPlanner, NobodyTakesThePlan) {
 // Every rank has begun the next step's plan when the loads of this one are known, so that all plan
 // it with the speeds of before.
 TEST(AttentionPlanner, LearnsForPlansBegunLater) {
-  const AttentionPlanner::Batches batches = {4, 1};
+  const BatchSizes batches = {4, 1};
   const PoolShape shape = MakeShape({.pp = 1, .dp = 4, .cp = 1, .tp = 1});
   PoolPlanOptions options = MakeOptions(shape);
   AttentionPlanner planner(shape, options, MakeOrder(), batches, 1);
@@ -133,8 +133,8 @@ class Servers {
           const std::vector<int64_t>& lengths = MixedLengths())
       : speed_(std::move(speed)) {
     for (int rank = 0; rank < shape.num_ranks(); ++rank) {
-      planners_.push_back(std::make_unique<AttentionPlanner>(
-          shape, options, MakeOrder(lengths), AttentionPlanner::Batches{8, 2}, rank));
+      planners_.push_back(std::make_unique<AttentionPlanner>(shape, options, MakeOrder(lengths),
+                                                             BatchSizes{8, 2}, rank));
     }
   }
 
