@@ -53,6 +53,10 @@ class Recorder final : public Communicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int, int, const std::string&) override {
     return absl::UnimplementedError("a server pass has its pool");
   }
+  absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int>,
+                                                          const std::string&) override {
+    return absl::UnimplementedError("a server pass has its pool");
+  }
   void SetStep(int64_t) override {}
   [[noreturn]] void Abort(ExitCode) override { std::abort(); }
 
@@ -78,7 +82,7 @@ std::vector<Listed> GroupsOf(const AttentionPool& pool, const DisaggregationPlan
   AxisComm axis(recorder, "pool", log);
   ServerExchange exchange = MakeServerExchange(pool, plan, rank, has_residents);
   for (const bool backward : {false, true}) {
-    Prepare(context, kHeads.key_size, backward, exchange);
+    Prepare(context, kHeads.of_tasks(), backward, exchange);
     const auto zeros = [&](Shape shape) {
       return arena->AllocateZero(DType::kF32, shape, MemoryPurpose::kWorkspace);
     };
