@@ -111,6 +111,8 @@ absl::StatusOr<std::unique_ptr<Liveness>> Liveness::Create(Communicator& world,
                                : liveness->ConnectToRank0(parts, port, token);
   }
   EK_RETURN_IF_ERROR(AgreeOnStatus(world, status, "connecting heartbeats"));
+  // MPI's TCP writes to sockets whose other end may be gone, which by default ends the writer too.
+  (void)signal(SIGPIPE, SIG_IGN);
   Liveness* const self = liveness.get();
   liveness->thread_ = world.rank() == 0 ? std::thread([self] { self->RunRank0(); })
                                         : std::thread([self] { self->RunOther(); });
@@ -208,6 +210,7 @@ void Liveness::RunRank0() {
         if (got > 0) {
           peer.heard_ns = now;
           if (std::find(bytes.begin(), bytes.begin() + got, kGoodbye) != bytes.begin() + got) {
+            const std::lock_guard<std::mutex> lock(send_mutex_);
             peer.has_left = true;
           }
         } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
@@ -216,9 +219,13 @@ void Liveness::RunRank0() {
       }
       if (now - peer.heard_ns > Nanoseconds(options_.patience_s)) is_lost = true;
       if (!is_lost || peer.has_left) continue;
-      NoteLoss(ranks[i]);
+      // To the lost one too, should it only be silent; and first, as on_loss may end this process.
       Broadcast({kLost, ranks[i]});
-      peer.has_left = true;
+      {
+        const std::lock_guard<std::mutex> lock(send_mutex_);
+        peer.has_left = true;
+      }
+      NoteLoss(ranks[i]);
     }
   }
 }

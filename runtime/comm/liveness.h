@@ -38,7 +38,7 @@ struct LivenessOptions {
 
 class Liveness {
  public:
-  // Collective over `world`.
+  // Collective over `world`. From then on SIGPIPE is ignored.
   static absl::StatusOr<std::unique_ptr<Liveness>> Create(Communicator& world,
                                                           const LivenessOptions& options);
   // Says goodbye: a rank that leaves is not lost.
@@ -103,7 +103,7 @@ class Liveness {
   std::vector<int> lost_;
   std::vector<int> announced_;
 
-  std::mutex send_mutex_;    // of rank 0's sending
+  std::mutex send_mutex_;    // of rank 0's sending, and of who has left
   std::vector<Peer> peers_;  // rank 0: of all ranks
   TcpSocket to_rank0_;
   std::thread thread_;
