@@ -182,7 +182,7 @@ def main():
         print(f"{name:32} {step:9.1f} {entry['speed']:6.2f} {100 * entry['idle']:6.1f}% "
               f"{number(entry['attention_planned_imbalance'], '{:.3f}'):>8} "
               f"{number(entry['attention_imbalance'], '{:.3f}'):>9} "
-              f"{number(sent and sent / 1e6, '{:.1f}'):>8} {entry['loss']:10.6f}")
+              f"{number(sent and sent / 1e6, '{:.1f}'):>8} {number(entry['loss'], '{:.6f}'):>10}")
         sys.stdout.flush()
     if options.out:
         os.makedirs(options.out, exist_ok=True)
