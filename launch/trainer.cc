@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "launch/attention_server.h"
 #include "launch/evaluation.h"
 #include "launch/machine.h"
 #include "launch/run_folder.h"
@@ -19,7 +18,6 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
-#include "runtime/ops/elementwise.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/host_mirror.h"
 #include "scheduler/flops.h"
@@ -237,108 +235,6 @@ absl::StatusOr<std::vector<PackedBatch>> Trainer::ReadBatches(double* model_flop
     batches.push_back(std::move(batch));
   }
   return batches;
-}
-
-absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, double scale,
-                                   TensorView loss_sum) {
-  attention_ = AttentionMetrics();
-  if (attention_planner_ == nullptr) {
-    return pipeline_.Train(batches, scale, config_.runtime.recompute, loss_sum);
-  }
-  PoolStep step = attention_planner_->Take(progress_.step);
-  attention_.servers = plan_.pool().num_ranks();
-  attention_.planning_seconds = step.planning_seconds;
-  attention_.planning_wait_seconds = attention_planner_->waited_seconds();
-  double heaviest = 0, mean = 0;
-  for (const PoolTick& tick : step.ticks) {
-    for (size_t number = 0; number < tick.layer_of.size(); ++number) {
-      heaviest += tick.layer(number).heaviest_load;
-      mean += tick.layer(number).mean_load;
-    }
-  }
-  attention_.planned_imbalance = mean > 0 ? heaviest / mean : 1;
-  const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), plan_.server_mode};
-  return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
-}
-
-absl::Status Trainer::MakePlanner() {
-  if (mesh_ranks_.servers != nullptr) {
-    plan_.num_dedicated = static_cast<int>(mesh_ranks_.servers->servers().size());
-  }
-  EK_ASSIGN_OR_RETURN(attention_planner_,
-                      MakeAttentionPlanner(config_, plan_, data_.dataset(), context_,
-                                           comm_.rank() / plan_.mesh.tp));
-  return absl::OkStatus();
-}
-
-absl::Status Trainer::ComputeGradients(const std::vector<PackedBatch>& batches, double scale,
-                                       TensorView sums) {
-  while (true) {
-    if (mesh_ranks_.servers != nullptr) {
-      EK_RETURN_IF_ERROR(mesh_ranks_.servers->Order({true, progress_.step, loads_}));
-    }
-    EK_RETURN_IF_ERROR(TrainBatches(batches, scale, sums.Rows(0, 1)));
-    model_.FinishGradients(context_, sums.Rows(1, 2));
-    if (attention_planner_ == nullptr) return absl::OkStatus();
-    EK_ASSIGN_OR_RETURN(const bool is_whole, ShareServerLoads());
-    if (is_whole) return absl::OkStatus();
-    EK_RETURN_IF_ERROR(ReplaceServers());
-    model_.DropGradients(context_);
-    SetZero(context_, sums);
-  }
-}
-
-absl::StatusOr<bool> Trainer::ShareServerLoads() {
-  EK_RETURN_IF_ERROR(mesh_->log().status());
-  const RankLoad mine{pipeline_.server_times(PipelinePhase::kForward),
-                      pipeline_.server_times(PipelinePhase::kBackward), mesh_->log().sent_bytes()};
-  PoolLoads pool;
-  if (mesh_ranks_.servers == nullptr) {
-    EK_ASSIGN_OR_RETURN(pool, GatherLoads(comm_, plan_.mesh.tp, mine));
-  } else {
-    // On a GPU only the end of the pass tells whether its messages came.
-    if (mesh_ranks_.servers->outlives_servers()) EK_RETURN_IF_ERROR(WaitForOps(context_));
-    const bool is_interrupted = mesh_->pool() != nullptr && mesh_->pool()->is_interrupted();
-    bool is_whole = true;
-    EK_ASSIGN_OR_RETURN(pool, mesh_ranks_.servers->Collect(mine, is_interrupted, &is_whole));
-    loads_.clear();
-    if (!is_whole) return false;
-    loads_ = pool.loads;
-  }
-  attention_.most_sent_bytes = pool.most_sent_bytes;
-  // On a GPU the host does not know how long kernels take.
-  if (context_.cuda != nullptr) return true;
-  attention_.measured_imbalance = MeasuredImbalance(pool.loads);
-  if (plan_.learns_speeds) attention_planner_->Learn(pool.loads);
-  return true;
-}
-
-absl::Status Trainer::ReplaceServers() {
-  ServerLine& servers = *mesh_ranks_.servers;
-  const double begin = Now();
-  Communicator& device_world = gpu_comm_ == nullptr ? world_ : gpu_comm_->world();
-  EK_ASSIGN_OR_RETURN(const std::string who, servers.Regroup(device_world, *mesh_));
-  const auto left = static_cast<int>(servers.servers().size());
-  if (report_.has_value()) {
-    report_->Fault(progress_.step + 1,
-                   absl::StrFormat("lost of the attention servers: %s; %d left%s", who, left,
-                                   left < plan_.least_dedicated
-                                       ? ""
-                                       : absl::StrFormat(", the step is computed again (%.1f s)",
-                                                         Now() - begin)));
-  }
-  if (left < plan_.least_dedicated) {
-    has_too_few_servers_ = true;
-    if (report_.has_value()) report_->Finish();
-    return WithExitCode(
-        absl::CancelledError(absl::StrCat(
-            "of the attention servers ", left, " are left, fewer than ", plan_.least_dedicated,
-            " (parallel.attention_servers_min): stopped at step ", progress_.step,
-            config_.checkpoint.every >= 0 ? ", saved; the same command goes on from there"
-                                          : "; nothing was saved, as checkpoint.every is -1")),
-        ExitCode::kPeersLost);
-  }
-  return MakePlanner();
 }
 
 bool Trainer::CountsLosses() const {
