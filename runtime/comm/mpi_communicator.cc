@@ -102,14 +102,7 @@ MpiCommunicator::~MpiCommunicator() {
 }
 
 int MpiCommunicator::WorldRankOf(int rank) const {
-  MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
-  MPI_Comm_group(comm_, &group);
-  MPI_Comm_group(MPI_COMM_WORLD, &world);
-  int result = MPI_UNDEFINED;
-  MPI_Group_translate_ranks(group, 1, &rank, world, &result);
-  MPI_Group_free(&group);
-  MPI_Group_free(&world);
-  return result;
+  return TranslateRank(comm_, rank, MPI_COMM_WORLD);
 }
 
 void MpiCommunicator::MarkBroken() {

@@ -124,15 +124,19 @@ absl::Status MpiContext::AwaitInterrupted(const std::vector<int>& world_ranks) {
   return absl::OkStatus();
 }
 
+int TranslateRank(MPI_Comm from, int rank, MPI_Comm to) {
+  MPI_Group from_group = MPI_GROUP_NULL, to_group = MPI_GROUP_NULL;
+  MPI_Comm_group(from, &from_group);
+  MPI_Comm_group(to, &to_group);
+  int result = MPI_UNDEFINED;
+  MPI_Group_translate_ranks(from_group, 1, &rank, to_group, &result);
+  MPI_Group_free(&from_group);
+  MPI_Group_free(&to_group);
+  return result == MPI_UNDEFINED ? -1 : result;
+}
+
 int MpiContext::LocalRankOf(MPI_Comm comm, int rank) const {
-  MPI_Group group = MPI_GROUP_NULL, local_group = MPI_GROUP_NULL;
-  MPI_Comm_group(comm, &group);
-  MPI_Comm_group(local_, &local_group);
-  int local = MPI_UNDEFINED;
-  MPI_Group_translate_ranks(group, 1, &rank, local_group, &local);
-  MPI_Group_free(&group);
-  MPI_Group_free(&local_group);
-  return local == MPI_UNDEFINED ? -1 : local;
+  return TranslateRank(comm, rank, local_);
 }
 
 }  // namespace evenkeel

@@ -17,6 +17,9 @@ namespace evenkeel {
 // Converts an MPI error code; `what` names the call. Out of memory is kResourceExhausted.
 absl::Status ToStatus(int mpi_error, const std::string& what);
 
+// The number in `to` of a rank of `from`; -1 if it is not there.
+int TranslateRank(MPI_Comm from, int rank, MPI_Comm to);
+
 class MpiContext {
  public:
   static absl::StatusOr<std::shared_ptr<MpiContext>> Create(const MpiOptions& options);
