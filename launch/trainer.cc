@@ -384,7 +384,7 @@ absl::Status Trainer::Save() {
   // Alike on all ranks, as is whether to go on.
   if (!status.ok()) {
     if (absl::IsDeadlineExceeded(status)) return status;  // peers are missing
-    double stops = StopRequested() ? 1 : 0;
+    double stops = StopRequested() || has_too_few_servers_ ? 1 : 0;
     EK_RETURN_IF_ERROR(
         comm_.AllReduce(TensorView(&stops, DType::kF64, {1}), ReduceOp::kMax, "requests to stop"));
     if (config_.checkpoint.on_error == SaveErrorPolicy::kStop || stops > 0 ||
