@@ -60,6 +60,8 @@ absl::StatusOr<bool> Trainer::ShareServerLoads() {
                       pipeline_.server_times(PipelinePhase::kBackward), mesh_->log().sent_bytes()};
   PoolLoads pool;
   if (mesh_ranks_.servers == nullptr) {
+    // On a GPU the host does not know how long kernels take: there is nothing to share.
+    if (context_.cuda != nullptr) return true;
     EK_ASSIGN_OR_RETURN(pool, GatherLoads(comm_, plan_.mesh.tp, mine));
   } else {
     // On a GPU only the end of the pass tells whether its messages came.
@@ -72,7 +74,6 @@ absl::StatusOr<bool> Trainer::ShareServerLoads() {
     loads_ = pool.loads;
   }
   attention_.most_sent_bytes = pool.most_sent_bytes;
-  // On a GPU the host does not know how long kernels take.
   if (context_.cuda != nullptr) return true;
   attention_.measured_imbalance = MeasuredImbalance(pool.loads);
   if (plan_.learns_speeds) attention_planner_->Learn(pool.loads);
