@@ -14,8 +14,8 @@ namespace evenkeel {
 
 struct MessagePoint {
   int64_t bytes = 0;
-  double message_s =
-      0;              // every rank sends so much to the next one and receives from the one before
+  // Every rank sends so much to the next one and receives so much from the one before.
+  double message_s = 0;
   double copy_s = 0;  // every rank copies so much, a range of rows
 };
 
