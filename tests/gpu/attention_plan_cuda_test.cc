@@ -157,15 +157,30 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesComeInBatchesThatDoNotWait) {
     EXPECT_EQ(view.key_tiles[i].batch_tiles, 512);
     EXPECT_EQ(view.key_tiles[i].heads_at_once, 1);
   }
-  // Tiles of 8 steps, so 8 of a run at a time: 17 runs for 132 blocks, then 17, then 6.
+  // Tiles of 8 steps, so 8 of a run at a time: 16 runs for 128 blocks, then 16, then 8.
   for (int64_t i = 512; i < view.num_key_tiles; ++i) {
     const KeyTile& keys = view.key_tiles[i];
-    const int64_t batch = (i - 512) / (17 * 16), within = (i - 512) % (17 * 16);
-    const int64_t runs = batch < 2 ? 17 : 6;
-    EXPECT_EQ(keys.batch_begin, 512 + batch * 17 * 16);
+    const int64_t batch = (i - 512) / (16 * 16), within = (i - 512) % (16 * 16);
+    const int64_t runs = batch < 2 ? 16 : 8;
+    EXPECT_EQ(keys.batch_begin, 512 + batch * 16 * 16);
     EXPECT_EQ(keys.batch_tiles, runs * 16);
-    EXPECT_EQ(keys.heads_at_once, batch < 2 ? 1 : 3);
-    EXPECT_EQ(keys.kv_begin, (batch * 17 + within % runs) * 2048 + within / runs * 128);
+    EXPECT_EQ(keys.heads_at_once, batch < 2 ? 1 : 2);
+    EXPECT_EQ(keys.kv_begin, (batch * 16 + within % runs) * 2048 + within / runs * 128);
+  }
+}
+
+// A key tile that fewer tasks see leaves out the last ones, so it never skips one.
+TEST(SoftmaxAttentionPlanTest, TasksThatReachFurthestComeFirst) {
+  std::mt19937 rng(6);
+  for (int round = 0; round < 20; ++round) {
+    const std::vector<AttentionTask> tasks = RandomTasks(rng, 9, 900);
+    const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(
+        tasks.data(), static_cast<int64_t>(tasks.size()), TilingOf(64), 1, true);
+    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    for (int64_t i = 1; i < view.num_tasks; ++i) {
+      const PlannedTask &before = view.tasks[i - 1], &task = view.tasks[i];
+      EXPECT_GE(before.kv_begin + before.kv_len, task.kv_begin + task.kv_len);
+    }
   }
 }
 

@@ -76,7 +76,8 @@ struct SoftmaxAttentionPlanView {
   const QueryTile* forward_tiles = nullptr;  // most keys first
   const QueryTile* query_tiles = nullptr;    // by task, then by row
   const KeyTile* key_tiles = nullptr;        // by batch; ascending within a run of keys
-  const PlannedTask* tasks = nullptr;  // those with queries and keys, in the order of the list
+  // Those with queries and keys, whose keys end last first; equals in the order of the list.
+  const PlannedTask* tasks = nullptr;
 };
 
 // head_dim: the larger of the head sizes of q, k and of v; at most 256.

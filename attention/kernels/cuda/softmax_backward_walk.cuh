@@ -8,10 +8,10 @@
 
 namespace evenkeel {
 
-// The walk over everything that sees keys of one key tile: tasks in order, their query tiles from
-// the last to the first, the query heads of the group. A later key tile is seen by fewer query
-// tiles; with the heads innermost it leaves a task early and until then stays one step behind the
-// tile before it, where with the heads outermost it would wait at every head. The same in all
+// The walk over everything that sees keys of one key tile: tasks in the plan's order, their query
+// tiles from the last to the first, the query heads of the group. A later key tile is seen by fewer
+// query tiles; with the heads innermost it leaves a task early and until then stays one step behind
+// the tile before it, where with the heads outermost it would wait at every head. The same in all
 // threads.
 struct Walk {
   PlannedTask task;
