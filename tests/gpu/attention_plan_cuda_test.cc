@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <map>
 #include <random>
+#include <set>
 #include <tuple>
 #include <vector>
 
 #include "attention/kernels/cuda/lightning_attention_plan.h"
+#include "attention/kernels/cuda/relu_attention_plan.h"
 #include "attention/kernels/cuda/softmax_attention_plan.h"
 
 namespace evenkeel {
@@ -234,6 +236,34 @@ TEST(LightningPlanTest, SegmentLengthIsAMultipleOfTheChunk) {
       EXPECT_EQ(rows % kLightningChunk, 0);
       EXPECT_GE(rows, kLightningChunk);
     }
+  }
+}
+
+// Every task is in one group, whose rows cover its keys; rows of groups are apart.
+TEST(ReluAttentionPlanTest, TasksThatShareKeysAreInOneGroup) {
+  std::mt19937 rng(5);
+  for (int round = 0; round < 50; ++round) {
+    const std::vector<AttentionTask> tasks = RandomTasks(rng, 9, 400);
+    const ReluAttentionPlan plan =
+        PlanReluAttention(tasks.data(), static_cast<int64_t>(tasks.size()));
+    std::multiset<int64_t> rows, planned_rows;  // a task's first query row names it
+    for (const AttentionTask& task : tasks) rows.insert(task.q_begin);
+    int64_t next_task = 0, end = 0;
+    for (const ReluTaskGroup& group : plan.groups) {
+      EXPECT_EQ(group.first_task, next_task);
+      EXPECT_GE(group.kv_begin, end);
+      next_task += group.num_tasks;
+      end = group.kv_begin + group.kv_len;
+      int64_t last = 0;
+      for (int64_t i = group.first_task; i < next_task; ++i) {
+        const AttentionTask& task = plan.tasks.at(static_cast<size_t>(i));
+        planned_rows.insert(task.q_begin);
+        EXPECT_GE(task.kv_begin, group.kv_begin);
+        last = std::max(last, task.kv_begin + task.kv_len);
+      }
+      EXPECT_EQ(last, end);
+    }
+    EXPECT_EQ(planned_rows, rows);
   }
 }
 

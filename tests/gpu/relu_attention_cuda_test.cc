@@ -1,6 +1,8 @@
 // The ReLU attention kernels against the CPU's in float64.
 #include "attention/kernels/cuda/relu_attention_cuda.h"
 
+#include <random>
+
 #include "attention/block_attention.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
@@ -70,7 +72,10 @@ class ReluAttentionCudaTest : public OpsCudaTest {
     const auto v = Named(Bf16Matrix::Random(c.kv_rows, ve, ve + 24, seed + 2), c.tasks, true);
     const auto dout = Named(Bf16Matrix::Random(c.q_rows, ve, ve, seed + 3), c.tasks, false);
     const DeviceArray<Bits> q_d(q.data), k_d(k.data), v_d(v.data), dout_d(dout.data);
-    const DeviceArray<AttentionTask> tasks(c.tasks);
+    const ReluAttentionPlan plan =
+        PlanReluAttention(c.tasks.data(), static_cast<int64_t>(c.tasks.size()));
+    const DeviceArray<AttentionTask> tasks(plan.tasks);
+    const DeviceArray<ReluTaskGroup> groups(plan.groups);
     const Shape q_shape{c.q_rows, c.heads, c.head_dim}, k_shape{c.kv_rows, c.heads, c.head_dim};
     const Shape v_shape{c.kv_rows, c.heads, c.value_dim}, out_shape{c.q_rows, c.heads, c.value_dim};
     std::vector<double> qs = q.Dense(), ks = k.Dense(), vs = v.Dense(), ds = dout.Dense();
@@ -108,6 +113,8 @@ class ReluAttentionCudaTest : public OpsCudaTest {
       if (!backward) continue;
       ReluAttentionBackwardParams b;
       b.forward = f;
+      b.groups = groups.data();
+      b.num_groups = static_cast<int64_t>(plan.groups.size());
       b.dout = dout_d.data();
       b.dq = dq.data();
       b.dk = dk.data();
@@ -204,8 +211,27 @@ TEST_F(ReluAttentionCudaTest, DecodeSteps) {
   Case c{{}, 8, 64, 64, 40, 40 * 64, 0.125};
   for (int64_t i = 0; i < 40; ++i) c.tasks.push_back({i, 1, i * 64, 1 + i * 13 % 64});
   Check(c, false, 4000);
-  // Two tasks that read the same keys.
-  Check({{{0, 4, 0, 200}, {4, 3, 0, 150}, {7, 1, 0, 1}}, 2, 128, 128, 8, 200, 0.1}, false, 4010);
+  // Tasks that read the same keys.
+  Check({{{0, 4, 0, 200}, {4, 3, 0, 150}, {7, 1, 0, 1}}, 2, 128, 128, 8, 200, 0.1}, true, 4010);
+}
+
+// A rank's pieces of blocks that are cut over ranks share keys, and so may any tasks.
+TEST_F(ReluAttentionCudaTest, TasksThatShareKeys) {
+  Check({{{0, 17, 0, 17}, {17, 20, 0, 60}, {37, 9, 0, 33}, {46, 5, 60, 5}}, 2, 64, 64, 51, 65, 0.1},
+        true, 5000);
+  std::mt19937 random(7);
+  for (uint64_t round = 0; round < 20; ++round) {
+    const int dim = round % 5 == 0 ? 128 : 64;
+    Case c{{}, 2, dim, dim, 0, 700, 0.2};
+    for (int task = 0; task < 12; ++task) {
+      const int64_t queries = random() % 140, keys = random() % 180;
+      const int64_t first = static_cast<int64_t>(random() % 500);
+      const int64_t ahead = random() % 3 == 0 ? random() % 150 : 0;
+      c.tasks.push_back({c.q_rows, queries, first, keys, ahead});
+      c.q_rows += queries;
+    }
+    Check(c, true, 5010 + 10 * round);
+  }
 }
 
 TEST_F(ReluAttentionCudaTest, NothingToDoAndWhatItRefuses) {

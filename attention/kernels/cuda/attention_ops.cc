@@ -13,8 +13,10 @@ namespace evenkeel {
 
 struct CudaTaskPlan {
   SoftmaxAttentionPlan host;
-  SoftmaxAttentionPlanView view;         // in device memory
-  const AttentionTask* tasks = nullptr;  // in device memory
+  SoftmaxAttentionPlanView view;              // in device memory
+  const AttentionTask* relu_tasks = nullptr;  // in device memory, and the groups
+  const ReluTaskGroup* relu_groups = nullptr;
+  int64_t num_relu_groups = 0;
 };
 
 namespace cuda {
@@ -29,8 +31,13 @@ std::shared_ptr<const CudaTaskPlan> MakeTaskPlan(const OpContext& context,
                                     static_cast<int>(heads.group), backward);
   plan->view =
       ViewOf(plan->host, Uploaded(context, plan->host.bytes.data(), plan->host.bytes.size()));
-  plan->tasks = static_cast<const AttentionTask*>(
-      Uploaded(context, tasks.data(), tasks.size() * sizeof(AttentionTask)));
+  const ReluAttentionPlan relu =
+      PlanReluAttention(tasks.data(), static_cast<int64_t>(tasks.size()));
+  plan->relu_tasks = static_cast<const AttentionTask*>(
+      Uploaded(context, relu.tasks.data(), relu.tasks.size() * sizeof(AttentionTask)));
+  plan->relu_groups = static_cast<const ReluTaskGroup*>(
+      Uploaded(context, relu.groups.data(), relu.groups.size() * sizeof(ReluTaskGroup)));
+  plan->num_relu_groups = static_cast<int64_t>(relu.groups.size());
   return plan;
 }
 
@@ -157,7 +164,7 @@ ReluAttentionForwardParams ReluParams(const CudaTaskPlan& plan, size_t num_tasks
                                       const ConstTensorView& v) {
   ReluAttentionForwardParams params;
   SetOperands(params, scale, q, k, v);
-  params.tasks = plan.tasks;
+  params.tasks = plan.relu_tasks;
   params.num_tasks = static_cast<int64_t>(num_tasks);
   return params;
 }
@@ -183,6 +190,8 @@ void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, 
   const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
   ReluAttentionBackwardParams params;
   params.forward = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
+  params.groups = device_plan->relu_groups;
+  params.num_groups = device_plan->num_relu_groups;
   CheckHeads(dout);
   CheckHeads(dq);
   CheckHeads(dk);

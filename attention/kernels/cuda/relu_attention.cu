@@ -1,11 +1,13 @@
-// One block takes one task and head, 64 queries by 64 keys at a time. Without a denominator a
-// weight depends on its own score alone, so nothing is carried from key to key but sums.
+// One block takes one task and head, or backward a group of tasks that share keys, 64 queries by 64
+// keys at a time. Without a denominator a weight depends on its own score alone, so nothing is
+// carried from key to key but sums.
 //
 // Forward, a warp a strip of 16 queries:  S = Q K^T;  P = relu(scale S);  O += P V.
 // Backward, P and dS = scale (S > 0) (dO V^T) go through shared memory:
 //   dV += P^T dO;  dK += dS^T Q  for every block of keys,  dQ += dS K  for every block of queries.
-// A task of one block, the usual case, computes its scores once; a longer one computes them again
-// for dQ, which costs two products of five more but needs no sums across blocks in memory.
+// A task of one block, the usual case, computes its scores once; a longer one, and one that shares
+// keys with others, computes them again for dQ, which costs two products of five more but needs no
+// sums across blocks in memory.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -173,9 +175,9 @@ struct BackwardTiles {
     dim_col = warp / 4 * (kDim / 2);
   }
 
-  // P and dS of the tiles' queries and keys; query 0 sees the keys up to `visible`. Complete after
-  // the next barrier.
-  __device__ __forceinline__ void Weigh(float scale, int visible) const {
+  // P and dS of the tiles' queries and keys; query 0 sees the keys up to `visible`, and none sees
+  // those before `low` and from `high` on. Complete after the next barrier.
+  __device__ __forceinline__ void Weigh(float scale, int visible, int low, int high) const {
     float s[1][4][4] = {}, dp[1][4][4] = {};
     AddProductNT<kTile, kTile, kDim>(s, PartAt<kTile>(q, rows_first, row, 0),
                                      PartAt<kTile>(k, cols_first, weight_col, 0));
@@ -190,7 +192,8 @@ struct BackwardTiles {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float x = scale * s[0][n][half * 2 + e];
-          const bool off = key + e > query + visible || x <= 0.0f;  // NaN is on
+          const bool hidden = key + e > query + visible || key + e < low || key + e >= high;
+          const bool off = hidden || x <= 0.0f;  // NaN is on
           weight[e] = off ? 0.0f : x;
           gradient[e] = off ? 0.0f : scale * dp[0][n][half * 2 + e];
         }
@@ -223,89 +226,101 @@ __global__ void __launch_bounds__(ReluShape<kDim>::kBackwardThreads,
   const BackwardTiles<kDim> tiles(shared);
   const ReluAttentionForwardParams& p = b.forward;
 
-  const AttentionTask task = p.tasks[blockIdx.x / p.num_heads];
+  const ReluTaskGroup group = b.groups[blockIdx.x / p.num_heads];
+  const AttentionTask* const tasks = p.tasks + group.first_task;
   const int head = static_cast<int>(blockIdx.x) % p.num_heads;
-  const auto num_queries = static_cast<int>(task.q_len), num_keys = static_cast<int>(task.kv_len);
-  const int offset = OffsetOf(task);  // query i sees the keys up to i + offset
   const int qk_col = head * p.head_dim, v_col = head * p.value_dim;
-  const auto load_queries = [&](int first) {
+  const auto load_queries = [&](const AttentionTask& task, int first) {
     const int64_t row = task.q_begin + first;
-    LoadRows<kDim, kThreads>(tiles.q, HeadRows(p.q, p.q_stride, row, qk_col), num_queries - first,
-                             p.head_dim);
-    LoadRows<kDim, kThreads>(tiles.dout, HeadRows(b.dout, b.dout_stride, row, v_col),
-                             num_queries - first, p.value_dim);
-  };
-  const auto load_keys = [&](int first) {
-    const int64_t row = task.kv_begin + first;
-    LoadRows<kDim, kThreads>(tiles.k, HeadRows(p.k, p.k_stride, row, qk_col), num_keys - first,
-                             p.head_dim);
-    LoadRows<kDim, kThreads>(tiles.v, HeadRows(p.v, p.v_stride, row, v_col), num_keys - first,
+    const int count = static_cast<int>(task.q_len) - first;
+    LoadRows<kDim, kThreads>(tiles.q, HeadRows(p.q, p.q_stride, row, qk_col), count, p.head_dim);
+    LoadRows<kDim, kThreads>(tiles.dout, HeadRows(b.dout, b.dout_stride, row, v_col), count,
                              p.value_dim);
   };
-  const auto store_dq = [&](const float(&sum)[1][kN][4], uint32_t tile, int first) {
+  const auto load_keys = [&](int64_t row, int count) {
+    LoadRows<kDim, kThreads>(tiles.k, HeadRows(p.k, p.k_stride, row, qk_col), count, p.head_dim);
+    LoadRows<kDim, kThreads>(tiles.v, HeadRows(p.v, p.v_stride, row, v_col), count, p.value_dim);
+  };
+  const auto store_dq = [&](const float(&sum)[1][kN][4], uint32_t tile, const AttentionTask& task,
+                            int first) {
     StoreRows<kThreads>(sum, tiles.row, tiles.dim_col, tile,
                         HeadRows(b.dq, b.dq_stride, task.q_begin + first, qk_col),
-                        num_queries - first, p.head_dim);
+                        static_cast<int>(task.q_len) - first, p.head_dim);
   };
-  // Once the copies are there: P and dS of these queries and keys.
-  const auto weigh = [&](int q_first, int k_first) {
+  // Once the copies are there: P and dS of these queries and the keys of the tiles, of which the
+  // task's first is `begin`, which may lie before them.
+  const auto weigh = [&](const AttentionTask& task, int q_first, int begin) {
     CommitCopies();
     WaitForCopies<0>();
     __syncthreads();
-    tiles.Weigh(p.scale, q_first + offset - k_first);
+    tiles.Weigh(p.scale, q_first + OffsetOf(task) + begin, begin,
+                begin + static_cast<int>(task.kv_len));
     __syncthreads();
   };
-  const bool single = num_queries <= kTile && num_keys <= kTile && num_keys > 0;
+  const auto num_keys = static_cast<int>(group.kv_len);
+  const bool single =
+      group.num_tasks == 1 && tasks[0].q_len <= kTile && num_keys <= kTile && num_keys > 0;
 
   for (int k_first = 0; k_first < num_keys; k_first += kTile) {
     __syncthreads();  // the gradients before these have been read
-    load_keys(k_first);
-    const int first_query = k_first > offset ? k_first - offset : 0;  // that sees one of the keys
+    load_keys(group.kv_begin + k_first, num_keys - k_first);
     float dk_sum[1][kN][4] = {}, dv_sum[1][kN][4] = {};
     bool loaded = false;
-    for (int q_first = first_query / kTile * kTile; q_first < num_queries; q_first += kTile) {
-      if (loaded) __syncthreads();  // the queries before these have been read
-      loaded = true;
-      load_queries(q_first);
-      weigh(q_first, k_first);
-      if (single) {
-        float dq_sum[1][kN][4] = {};
-        tiles.AddQueryGradient(dq_sum);
-        store_dq(dq_sum, tiles.v, 0);
+    for (int64_t t = 0; t < group.num_tasks; ++t) {
+      const AttentionTask task = tasks[t];
+      const auto num_queries = static_cast<int>(task.q_len);
+      const auto begin = static_cast<int>(task.kv_begin - group.kv_begin) - k_first;
+      if (begin >= kTile || begin + task.kv_len <= 0) continue;
+      // Query i sees the task's keys up to i + offset.
+      const int first_query = max(0, max(0, -begin) - OffsetOf(task));
+      for (int q_first = first_query / kTile * kTile; q_first < num_queries; q_first += kTile) {
+        if (loaded) __syncthreads();  // the queries before these have been read
+        loaded = true;
+        load_queries(task, q_first);
+        weigh(task, q_first, begin);
+        if (single) {
+          float dq_sum[1][kN][4] = {};
+          tiles.AddQueryGradient(dq_sum);
+          store_dq(dq_sum, tiles.v, task, 0);
+        }
+        tiles.AddTransposed(dk_sum, tiles.ds, tiles.q);
+        tiles.AddTransposed(dv_sum, tiles.p, tiles.dout);
       }
-      tiles.AddTransposed(dk_sum, tiles.ds, tiles.q);
-      tiles.AddTransposed(dv_sum, tiles.p, tiles.dout);
     }
     if (!loaded) {  // nobody sees these keys; their copies land before the next ones start
       CommitCopies();
       WaitForCopies<0>();
     }
     StoreRows<kThreads>(dk_sum, tiles.row, tiles.dim_col, tiles.q,
-                        HeadRows(b.dk, b.dk_stride, task.kv_begin + k_first, qk_col),
+                        HeadRows(b.dk, b.dk_stride, group.kv_begin + k_first, qk_col),
                         num_keys - k_first, p.head_dim);
     StoreRows<kThreads>(dv_sum, tiles.row, tiles.dim_col, tiles.dout,
-                        HeadRows(b.dv, b.dv_stride, task.kv_begin + k_first, v_col),
+                        HeadRows(b.dv, b.dv_stride, group.kv_begin + k_first, v_col),
                         num_keys - k_first, p.value_dim);
   }
   if (single) return;
 
-  for (int q_first = 0; q_first < num_queries; q_first += kTile) {
-    __syncthreads();  // the gradients before these have been read
-    load_queries(q_first);
-    const int last = q_first + kTile < num_queries ? q_first + kTile : num_queries;
-    float dq_sum[1][kN][4] = {};
-    const int seen = min(last + offset, num_keys);
-    for (int k_first = 0; k_first < seen; k_first += kTile) {
-      if (k_first > 0) __syncthreads();  // the keys before these have been read
-      load_keys(k_first);
-      weigh(q_first, k_first);
-      tiles.AddQueryGradient(dq_sum);
+  for (int64_t t = 0; t < group.num_tasks; ++t) {
+    const AttentionTask task = tasks[t];
+    const auto num_queries = static_cast<int>(task.q_len);
+    const auto task_keys = static_cast<int>(task.kv_len);
+    for (int q_first = 0; q_first < num_queries; q_first += kTile) {
+      __syncthreads();  // the gradients before these have been read
+      load_queries(task, q_first);
+      float dq_sum[1][kN][4] = {};
+      const int seen = min(min(q_first + kTile, num_queries) + OffsetOf(task), task_keys);
+      for (int k_first = 0; k_first < seen; k_first += kTile) {
+        if (k_first > 0) __syncthreads();  // the keys before these have been read
+        load_keys(task.kv_begin + k_first, task_keys - k_first);
+        weigh(task, q_first, -k_first);
+        tiles.AddQueryGradient(dq_sum);
+      }
+      if (seen <= 0) {  // as in the forward pass
+        CommitCopies();
+        WaitForCopies<0>();
+      }
+      store_dq(dq_sum, tiles.q, task, q_first);
     }
-    if (seen <= 0) {  // as in the forward pass
-      CommitCopies();
-      WaitForCopies<0>();
-    }
-    store_dq(dq_sum, tiles.q, q_first);
   }
 }
 
@@ -357,12 +372,12 @@ cudaError_t LaunchReluAttentionBackward(const ReluAttentionBackwardParams& param
       params.dk_stride % 8 != 0 || params.dv_stride % 8 != 0) {
     return cudaErrorInvalidValue;
   }
-  if (p.num_tasks == 0) return cudaSuccess;
+  if (params.num_groups == 0) return cudaSuccess;
   return DispatchDim(p, [&]<int kDim>() {
     using Shape = ReluShape<kDim>;
-    return Launch<ReluAttentionBackwardParams>(ReluBackwardKernel<kDim>, params,
-                                               p.num_tasks * p.num_heads, Shape::kBackwardThreads,
-                                               Shape::kBackwardBytes, stream);
+    return Launch<ReluAttentionBackwardParams>(
+        ReluBackwardKernel<kDim>, params, params.num_groups * p.num_heads, Shape::kBackwardThreads,
+        Shape::kBackwardBytes, stream);
   });
 }
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "attention/attention_task_type.h"
+#include "attention/kernels/cuda/relu_attention_plan.h"
 
 namespace evenkeel {
 
@@ -38,11 +39,13 @@ cudaError_t LaunchReluAttentionForward(const ReluAttentionForwardParams& params,
                                        cudaStream_t stream);
 
 struct ReluAttentionBackwardParams {
-  ReluAttentionForwardParams forward;  // out is not read; the tasks' key rows are disjoint, too
-  const void* dout = nullptr;          // bf16 [T_q, H, E]
-  void* dq = nullptr;                  // bf16 [T_q, H, D]
-  void* dk = nullptr;                  // bf16 [T_kv, H, D]
-  void* dv = nullptr;                  // bf16 [T_kv, H, E]
+  ReluAttentionForwardParams forward;     // out is not read; tasks in the order of the plan
+  const ReluTaskGroup* groups = nullptr;  // [num_groups], in device memory
+  int64_t num_groups = 0;
+  const void* dout = nullptr;  // bf16 [T_q, H, E]
+  void* dq = nullptr;          // bf16 [T_q, H, D]
+  void* dk = nullptr;          // bf16 [T_kv, H, D]
+  void* dv = nullptr;          // bf16 [T_kv, H, E]
   int64_t dout_stride = 0;
   int64_t dq_stride = 0;
   int64_t dk_stride = 0;
