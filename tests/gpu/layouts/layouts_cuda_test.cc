@@ -2,7 +2,8 @@
 // CPU rank in float64 as those of one GPU are. On as many GPUs as there are; with fewer than ranks,
 // all ranks share the first.
 //
-// EVENKEEL_LAYOUT_DRAWS: how many layouts to draw; EVENKEEL_LAYOUT_SEED: the first of them.
+// EVENKEEL_LAYOUT_DRAWS: how many layouts to draw; EVENKEEL_LAYOUT_SEED: the first of them;
+// EVENKEEL_LAYOUT_TOKENS: how many tokens to compare of each, at least.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -119,7 +120,7 @@ std::vector<float> WholeWeights(const ModelConfig& config, uint64_t round) {
 // Errors over few tokens are few draws of rounding errors, which say little about their size:
 // rounds with other weights and tokens, until there are so many.
 constexpr int64_t kTokensToCompare = 64;
-constexpr int64_t kMaxRounds = 16;
+constexpr int64_t kMaxRounds = 256;
 
 int64_t NumRounds(const LayoutCase& layout) {
   int64_t tokens = 0;
@@ -129,7 +130,8 @@ int64_t NumRounds(const LayoutCase& layout) {
     }
   }
   if (tokens == 0) return 1;
-  return std::min(kMaxRounds, (kTokensToCompare + tokens - 1) / tokens);
+  const int64_t wanted = FromEnvironment("EVENKEEL_LAYOUT_TOKENS", kTokensToCompare);
+  return std::min(kMaxRounds, (wanted + tokens - 1) / tokens);
 }
 
 // What a round leaves behind: gradients, the sum of losses, the squared norm of the gradient.
@@ -253,7 +255,8 @@ void CompareLayout(const LayoutCase& layout, GpuRank& rank) {
   for (size_t r = 0; r < want.size(); ++r) {
     const bool is_rounded = plan->mesh.tp > 1;
     loss.Add(got[r].loss, alone[r].loss, is_rounded ? rounded[r].loss : want[r].loss, want[r].loss);
-    norm.Add(std::sqrt(got[r].squares), std::sqrt(alone[r].squares), std::sqrt(want[r].squares),
+    norm.Add(std::sqrt(got[r].squares), std::sqrt(alone[r].squares),
+             std::sqrt(is_rounded ? rounded[r].squares : want[r].squares),
              std::sqrt(want[r].squares));
     for (const ParameterSpec& spec : place.layout.specs()) {
       Errors& errors = by_parameter[spec.name];
@@ -277,7 +280,8 @@ void CompareLayout(const LayoutCase& layout, GpuRank& rank) {
   // partial sums, shows many times over.
   const bool is_rough = layout.model_name.find("transnormer") == 0;
   EXPECT_LE(std::sqrt(loss.layout), 2 * loss.expected() + 2e-3 * std::sqrt(loss.length));
-  EXPECT_LE(std::sqrt(norm.layout), 0.1 * std::sqrt(norm.length) + 1e-9);
+  EXPECT_LE(std::sqrt(norm.layout),
+            (is_rough ? 6 : 2) * norm.expected() + 0.02 * std::sqrt(norm.length) + 1e-9);
   // Of what cancels to zero, as the gradient of a query that sees one key, float32's rounding is
   // left.
   const double floor = 1e-6 * std::sqrt(norm.length);
