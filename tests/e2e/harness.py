@@ -21,8 +21,6 @@ EVENKEEL = os.path.abspath(os.environ["EVENKEEL"])
 MPIEXEC = os.environ.get("MPIEXEC", "mpirun")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 VOCABULARY = 257
-# Long enough for a machine that does other work too; a hang is a failure.
-PATIENCE_S = 60
 
 
 def environment(**changes):
@@ -132,6 +130,9 @@ def is_running(pid):
 class EndToEndTest(unittest.TestCase):
     """A test with a folder of its own, and a model and data so small that a step takes a moment."""
 
+    # Long enough for a machine that does other work too; a hang is a failure.
+    patience_s = 60
+
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="evenkeel_e2e_"))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -187,7 +188,7 @@ class EndToEndTest(unittest.TestCase):
 
     def finish(self, process, code=0):
         """Waits for a process, checks its exit code, and returns all it printed."""
-        output, _ = process.communicate(timeout=PATIENCE_S)
+        output, _ = process.communicate(timeout=self.patience_s)
         self.assertEqual(process.returncode, code, f"{process.args}\n{output}")
         return output
 
@@ -204,7 +205,7 @@ class EndToEndTest(unittest.TestCase):
 
     def wait_until(self, condition, process=None):
         """Polls until `condition` holds; fails if the process ends before."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while not condition():
             if process is not None and process.poll() is not None:
                 self.fail(f"ended with {process.returncode}:\n{process.communicate()[0]}")

@@ -168,6 +168,8 @@ Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
   call.has_ended = [events] { return events->end.IsComplete(); };
   if (!watchdog.has_failed()) {
     if (absl::Status status = TryEnqueue(call, *events, calls); !status.ok()) {
+      // A peer that is gone shows here too, as connections break, before anybody says so.
+      if (handle_->may_be_interrupted() && !absl::IsDeadlineExceeded(status)) handle_->Interrupt();
       if (handle_->is_interrupted()) return interrupted();
       watchdog.Fail(std::move(status));
     }
