@@ -1,7 +1,5 @@
 #include "attention/server_pass.h"
 
-#include <chrono>
-
 #include "attention/message_group.h"
 #include "attention/softmax_attention.h"
 #include "runtime/ops/elementwise.h"
@@ -51,31 +49,23 @@ void PackKeys(const OpContext& context, const ServerExchange& exchange, const At
           kept.values);
 }
 
-class AttendTimer {
- public:
-  explicit AttendTimer(ServerTimes& times)
-      : times_(times), begin_(std::chrono::steady_clock::now()) {}
-  ~AttendTimer() {
-    times_.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  ServerTimes& times_;
-  std::chrono::steady_clock::time_point begin_;
-};
-
 }  // namespace
+
+std::vector<ServerClock> MakeServerClocks(const OpContext& context) {
+  std::vector<ServerClock> clocks;
+  for (int phase = 0; phase < 2; ++phase) clocks.emplace_back(context);
+  return clocks;
+}
 
 ServerForward::ServerForward(const OpContext& context, AxisComm* pool,
                              const ServerExchange& exchange, const AttentionHeads& heads,
-                             const ServerPassMode& mode, ServerTimes& times)
+                             const ServerPassMode& mode, ServerClock& clock)
     : context_(context),
       pool_(pool),
       exchange_(exchange),
       heads_(heads),
       mode_(mode),
-      times_(times) {
+      clock_(clock) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
   sent_q_ = Workspace(context, dtype, {sent, heads.q_width()});
@@ -110,17 +100,17 @@ void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorVi
 
 void ServerForward::Attend() {
   const TraceScope all(context_, exchange_.label.c_str());
-  times_.planned += exchange_.planned_seconds;
+  clock_.planned += exchange_.planned_seconds;
   if (!exchange_.resident_list.empty()) {
     const TraceScope trace(context_, "resident documents");
-    const AttendTimer timer(times_);
+    const OpTimerScope timer(*clock_.timer);
     SoftmaxAttentionForward(context_, exchange_.resident_tasks, heads_.scale, my_q_, my_k_, my_v_,
                             my_out_, my_lse_);
   }
   WaitFor(pool_, dispatch_);
   if (!exchange_.task_list.empty()) {
     const TraceScope trace(context_, "tasks");
-    const AttendTimer timer(times_);
+    const OpTimerScope timer(*clock_.timer);
     const KeyValueColumns columns(heads_, kv_);
     SoftmaxAttentionForward(
         context_, exchange_.tasks, heads_.scale, q_.SplitHeads(heads_.num_heads),
@@ -147,13 +137,13 @@ void ServerForward::Collect() {
 
 ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
                                const ServerExchange& exchange, const AttentionHeads& heads,
-                               const ServerPassMode& mode, ServerTimes& times, TensorView returned)
+                               const ServerPassMode& mode, ServerClock& clock, TensorView returned)
     : context_(context),
       pool_(pool),
       exchange_(exchange),
       heads_(heads),
       mode_(mode),
-      times_(times),
+      clock_(clock),
       returned_(returned) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
@@ -197,10 +187,10 @@ void ServerBackward::Dispatch(const Rows& rows) {
 
 void ServerBackward::Attend() {
   const TraceScope all(context_, exchange_.label.c_str());
-  times_.planned += exchange_.planned_seconds;
+  clock_.planned += exchange_.planned_seconds;
   if (!exchange_.resident_list.empty()) {
     const TraceScope trace(context_, "resident documents");
-    const AttendTimer timer(times_);
+    const OpTimerScope timer(*clock_.timer);
     SoftmaxAttentionBackward(context_, exchange_.resident_tasks, heads_.scale, mine_.q, mine_.k,
                              mine_.v, mine_.out, mine_.lse, mine_.dout, mine_.dq, mine_.dk,
                              mine_.dv, KeyGradients::kWrite);
@@ -208,7 +198,7 @@ void ServerBackward::Attend() {
   WaitFor(pool_, dispatch_);
   if (!exchange_.task_list.empty()) {
     const TraceScope trace(context_, "tasks");
-    const AttendTimer timer(times_);
+    const OpTimerScope timer(*clock_.timer);
     const KeyValueColumns kv(heads_, kv_), dkv(heads_, dkv_);
     const int64_t q_end = heads_.q_width(), out_end = q_end + heads_.out_width();
     const int64_t h = heads_.num_heads, g = heads_.num_kv_heads;

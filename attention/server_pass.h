@@ -16,10 +16,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "attention/server_exchange.h"
 #include "parallel/axis_comm.h"
 #include "runtime/ops/op_context.h"
+#include "runtime/ops/op_timer.h"
 
 namespace evenkeel {
 
@@ -46,15 +50,27 @@ struct ServerPassMode {
 // Sums over calls of Attend, of one phase.
 struct ServerTimes {
   double planned = 0;  // what the plan's cost model foretold (DisaggregationPlan::load)
-  double seconds = 0;  // of this rank's host in the kernel; on a GPU those of enqueueing
+  double seconds = 0;  // that attention took
 };
+
+// Takes these times.
+struct ServerClock {
+  explicit ServerClock(const OpContext& context) : timer(MakeOpTimer(context)) {}
+  // Returns the sums since the last call; on a GPU it waits for the attention among them.
+  ServerTimes Take() { return {std::exchange(planned, 0.0), timer->TakeSeconds()}; }
+
+  double planned = 0;
+  std::unique_ptr<OpTimer> timer;
+};
+// Two: forward and backward.
+std::vector<ServerClock> MakeServerClocks(const OpContext& context);
 
 class ServerForward {
  public:
   // Buffers live in the context's arena. `pool` is null for one rank alone. All references must
   // outlive the object.
   ServerForward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
-                const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times);
+                const AttentionHeads& heads, const ServerPassMode& mode, ServerClock& clock);
 
   // out and lse receive the nano-batch's rows of this rank, by Collect. Empty views: no tokens.
   void Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v, TensorView out,
@@ -68,7 +84,7 @@ class ServerForward {
   const ServerExchange& exchange_;
   AttentionHeads heads_;
   ServerPassMode mode_;
-  ServerTimes& times_;
+  ServerClock& clock_;
   TensorView sent_q_, sent_kv_, back_out_, back_lse_;  // of the owner
   TensorView q_, kv_, out_, lse_;                      // of the server
   ConstTensorView my_q_, my_k_, my_v_;                 // given to Dispatch
@@ -81,7 +97,7 @@ class ServerBackward {
   // `returned` [exchange.num_returned(), G (Dq + D)] of the wide dtype receives the gradients of
   // keys and values (KeyGradientSums).
   ServerBackward(const OpContext& context, AxisComm* pool, const ServerExchange& exchange,
-                 const AttentionHeads& heads, const ServerPassMode& mode, ServerTimes& times,
+                 const AttentionHeads& heads, const ServerPassMode& mode, ServerClock& clock,
                  TensorView returned);
 
   struct Rows {
@@ -104,7 +120,7 @@ class ServerBackward {
   const ServerExchange& exchange_;
   AttentionHeads heads_;
   ServerPassMode mode_;
-  ServerTimes& times_;
+  ServerClock& clock_;
   TensorView returned_;
   TensorView sent_rows_, sent_lse_, sent_kv_, back_dq_;  // of the owner
   TensorView rows_, lse_, kv_, dq_, dkv_;                // of the server

@@ -15,11 +15,6 @@ namespace evenkeel {
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
     const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
     const OpContext& context, int pool_rank) {
-  if (plan.learns_speeds && context.cuda != nullptr) {
-    return absl::InvalidArgumentError(
-        "parallel.attention_speeds is measured, but on a GPU the host does not know how long "
-        "attention takes: set it to equal");
-  }
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));
@@ -65,9 +60,9 @@ absl::Status AttentionServer::Serve(const ServerOrder& order) {
   if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(order.step + 1);
   if (plan_.learns_speeds && !order.loads.empty()) planner_->Learn(order.loads);
   PoolStep plan = planner_->Take(order.step);
-  ServerTimes times[2];
+  std::vector<ServerClock> clocks = MakeServerClocks(rank_.context);
   const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
-                          times};
+                          clocks.data()};
   for (PoolTick& tick : plan.ticks) {
     const ArenaScope scope(rank_.context.arena);
     Prepare(rank_.context, access.heads.of_tasks(), tick);
@@ -75,7 +70,7 @@ absl::Status AttentionServer::Serve(const ServerOrder& order) {
   }
   EK_RETURN_IF_ERROR(WaitForOps(rank_.context));
   EK_RETURN_IF_ERROR(mesh_->log().status());
-  return line_->Report({times[0], times[1], mesh_->log().TakeSentBytes()});
+  return line_->Report({clocks[0].Take(), clocks[1].Take(), mesh_->log().TakeSentBytes()});
 }
 
 absl::Status AttentionServer::Run() {

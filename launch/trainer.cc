@@ -290,6 +290,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   double values[2] = {0, 0};
   EK_RETURN_IF_ERROR(ReadDoubles(context_, sums, absl::MakeSpan(values)));
   EK_RETURN_IF_ERROR(mesh_->log().status());
+  EK_RETURN_IF_ERROR(ShareLoads());
   const double waited = mesh_->log().TakeExposedSeconds();
   result.sent_bytes = mesh_->log().TakeSentBytes();
   result.exposed_comm_seconds = gpu_comm_ == nullptr ? waited : gpu_comm_->TakeExposedSeconds();

@@ -79,9 +79,13 @@ class Trainer {
   absl::Status TrainBatches(const std::vector<PackedBatch>& batches, double scale,
                             TensorView loss_sum);
   absl::Status MakePlanner();
-  // What the pool's servers measured in the pass, to report and to plan with. False: a dedicated
-  // server was lost, and what the pass left behind is not to be used.
-  absl::StatusOr<bool> ShareServerLoads();
+  // What the pool's servers measured in the pass, to report and to plan with: of dedicated ones
+  // before the pass is believed (false: one was lost, and what the pass left behind is not to be
+  // used), else when the step's results are here, so that a GPU has not to be waited for twice.
+  absl::StatusOr<bool> CollectServerLoads();
+  absl::Status ShareLoads();
+  RankLoad TakeLoad();
+  void NoteLoads(const PoolLoads& pool);
   // Goes on without the servers that were lost.
   absl::Status ReplaceServers();
   absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);

@@ -54,29 +54,36 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
   return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
 }
 
-absl::StatusOr<bool> Trainer::ShareServerLoads() {
-  EK_RETURN_IF_ERROR(mesh_->log().status());
-  const RankLoad mine{pipeline_.server_times(PipelinePhase::kForward),
-                      pipeline_.server_times(PipelinePhase::kBackward), mesh_->log().sent_bytes()};
-  PoolLoads pool;
-  if (mesh_ranks_.servers == nullptr) {
-    // On a GPU the host does not know how long kernels take: there is nothing to share.
-    if (context_.cuda != nullptr) return true;
-    EK_ASSIGN_OR_RETURN(pool, GatherLoads(comm_, plan_.mesh.tp, mine));
-  } else {
-    // On a GPU only the end of the pass tells whether its messages came.
-    if (mesh_ranks_.servers->outlives_servers()) EK_RETURN_IF_ERROR(WaitForOps(context_));
-    const bool is_interrupted = mesh_->pool() != nullptr && mesh_->pool()->is_interrupted();
-    bool is_whole = true;
-    EK_ASSIGN_OR_RETURN(pool, mesh_ranks_.servers->Collect(mine, is_interrupted, &is_whole));
-    loads_.clear();
-    if (!is_whole) return false;
-    loads_ = pool.loads;
-  }
+RankLoad Trainer::TakeLoad() {
+  return {pipeline_.TakeServerTimes(PipelinePhase::kForward),
+          pipeline_.TakeServerTimes(PipelinePhase::kBackward), mesh_->log().sent_bytes()};
+}
+
+void Trainer::NoteLoads(const PoolLoads& pool) {
   attention_.most_sent_bytes = pool.most_sent_bytes;
-  if (context_.cuda != nullptr) return true;
   attention_.measured_imbalance = MeasuredImbalance(pool.loads);
   if (plan_.learns_speeds) attention_planner_->Learn(pool.loads);
+}
+
+absl::Status Trainer::ShareLoads() {
+  if (attention_planner_ == nullptr || mesh_ranks_.servers != nullptr) return absl::OkStatus();
+  EK_ASSIGN_OR_RETURN(const PoolLoads pool, GatherLoads(comm_, plan_.mesh.tp, TakeLoad()));
+  NoteLoads(pool);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Trainer::CollectServerLoads() {
+  EK_RETURN_IF_ERROR(mesh_->log().status());
+  // On a GPU only the end of the pass tells whether its messages came.
+  if (mesh_ranks_.servers->outlives_servers()) EK_RETURN_IF_ERROR(WaitForOps(context_));
+  const bool is_interrupted = mesh_->pool() != nullptr && mesh_->pool()->is_interrupted();
+  bool is_whole = true;
+  EK_ASSIGN_OR_RETURN(const PoolLoads pool,
+                      mesh_ranks_.servers->Collect(TakeLoad(), is_interrupted, &is_whole));
+  loads_.clear();
+  if (!is_whole) return false;
+  loads_ = pool.loads;
+  NoteLoads(pool);
   return true;
 }
 
@@ -116,8 +123,8 @@ absl::Status Trainer::ComputeGradients(const std::vector<PackedBatch>& batches, 
     }
     EK_RETURN_IF_ERROR(TrainBatches(batches, scale, sums.Rows(0, 1)));
     model_.FinishGradients(context_, sums.Rows(1, 2));
-    if (attention_planner_ == nullptr) return absl::OkStatus();
-    EK_ASSIGN_OR_RETURN(const bool is_whole, ShareServerLoads());
+    if (mesh_ranks_.servers == nullptr) return absl::OkStatus();
+    EK_ASSIGN_OR_RETURN(const bool is_whole, CollectServerLoads());
     if (is_whole) return absl::OkStatus();
     EK_RETURN_IF_ERROR(ReplaceServers());
     model_.DropGradients(context_);

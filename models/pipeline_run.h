@@ -61,9 +61,9 @@ class PipelineRun {
   double busy_seconds() const { return busy_seconds_; }
   double waiting_seconds() const { return waiting_seconds_; }
 
-  // Of the last TrainPooled: this rank's attention for the pool, forward and backward.
-  const ServerTimes& server_times(PipelinePhase phase) const {
-    return server_times_[phase == PipelinePhase::kForward ? 0 : 1];
+  // Of the last TrainPooled, once: this rank's attention for the pool, forward and backward.
+  ServerTimes TakeServerTimes(PipelinePhase phase) {
+    return server_clocks_[phase == PipelinePhase::kForward ? 0 : 1].Take();
   }
 
   // Of the arenas of all slots, beside the context's.
@@ -102,7 +102,7 @@ class PipelineRun {
   std::vector<std::unique_ptr<Slot>> slots_;
   std::unique_ptr<Arena> pool_arena_;  // what travels to attention servers
   std::unique_ptr<OpContext> pool_context_;
-  ServerTimes server_times_[2];
+  std::vector<ServerClock> server_clocks_;  // none before the first TrainPooled
   PipelineSchedule schedule_;
   std::vector<int> slot_of_;   // by action of this rank
   std::vector<int64_t> left_;  // backward passes still to come, by chunk

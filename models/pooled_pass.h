@@ -26,7 +26,7 @@ struct PoolAccess {
   AxisComm* axis = nullptr;  // the pool; null for one rank alone
   AttentionHeads heads;      // of this rank; the same in all softmax layers
   ServerPassMode mode;
-  ServerTimes* times = nullptr;  // [2], forward and backward
+  ServerClock* clocks = nullptr;  // MakeServerClocks
 };
 
 // Model::Forward and Model::Backward of a pass whose softmax attention follows `tick`, which has

@@ -20,16 +20,18 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
                                       Recompute recompute, TensorView loss_sum,
                                       const PoolSetup& pool, PoolStep& step) {
   busy_seconds_ = waiting_seconds_ = 0;
-  server_times_[0] = server_times_[1] = ServerTimes();
   const double start = Now();
   EK_CHECK(model_.num_chunks() == 1) << "disaggregated attention with virtual stages";
   if (pool_arena_ == nullptr) EK_RETURN_IF_ERROR(MakeArena(&pool_arena_, &pool_context_));
   pool_context_->trace = context_.trace;
+  if (server_clocks_.empty()) server_clocks_ = MakeServerClocks(context_);
+  for (ServerClock& clock : server_clocks_) (void)clock.Take();
   const auto count = static_cast<int64_t>(batches.size());
   const PipelineSchedule schedule = SamePhaseSchedule(shape_.pp, count);
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank_);
   EK_RETURN_IF_ERROR(MakeSlots(static_cast<int>(PeakInFlight(schedule, pp_rank_))));
-  const PoolAccess access{pool_context_.get(), pool.axis, pool.heads, pool.mode, server_times_};
+  const PoolAccess access{pool_context_.get(), pool.axis, pool.heads, pool.mode,
+                          server_clocks_.data()};
   const bool is_first = IsFirstStage(0), is_last = IsLastStage(0);
   size_t action = 0;
   int64_t left = count;  // backward passes

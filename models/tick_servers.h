@@ -63,7 +63,7 @@ class TickServers {
   void MakeForward() {
     for (int n = 0; n < 2; ++n) {
       forward_[n].emplace(*access_.context, access_.axis, layer().nano[n], access_.heads,
-                          access_.mode, access_.times[0]);
+                          access_.mode, access_.clocks[0]);
     }
   }
   void MakeBackward() {
@@ -75,7 +75,7 @@ class TickServers {
     const TensorView parts[2] = {returned_.Rows(second, all), returned_.Rows(0, second)};
     for (int n = 0; n < 2; ++n) {
       backward_[n].emplace(context, access_.axis, layer().nano[n], access_.heads, access_.mode,
-                           access_.times[1], parts[n]);
+                           access_.clocks[1], parts[n]);
     }
   }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/mirrored_array.h"
 #include "runtime/ops/op_context.h"
+#include "runtime/ops/op_timer.h"
 #include "runtime/ops/step_trace.h"
 #include "runtime/ops/sum_rows.h"
 
@@ -38,6 +40,7 @@
 namespace evenkeel::cuda {
 
 std::unique_ptr<StepTrace> MakeStepTrace(const OpContext& context);
+std::unique_ptr<OpTimer> MakeOpTimer(const OpContext& context);
 void PushRange(const char* name);
 void PopRange();
 

@@ -129,6 +129,7 @@ class ServerPass : public testing::Test {
   Outcome Run(const DisaggregationPlan plans[2], bool has_residents, const ServerPassMode& mode) {
     const ArenaScope scope(arena_);
     Outcome outcome;
+    std::vector<ServerClock> clocks = MakeServerClocks(context_);
     outcome.data = Mine();
     AttentionData<double>& data = outcome.data;
     ForEachResult(data,
@@ -157,7 +158,7 @@ class ServerPass : public testing::Test {
       const ArenaScope buffers(arena_);
       std::optional<ServerForward> passes[2];
       for (int n = 0; n < 2; ++n) {
-        passes[n].emplace(context_, axis_, exchanges[n], heads_, mode, outcome.times[0]);
+        passes[n].emplace(context_, axis_, exchanges[n], heads_, mode, clocks[0]);
       }
       for (int n = 0; n < 2; ++n) passes[n]->Dispatch(q, k, v, out, lse);
       for (int n = 0; n < 2; ++n) passes[n]->Attend();
@@ -172,7 +173,7 @@ class ServerPass : public testing::Test {
     const TensorView parts[2] = {returned.Rows(second, all), returned.Rows(0, second)};
     std::optional<ServerBackward> passes[2];
     for (int n = 0; n < 2; ++n) {
-      passes[n].emplace(context_, axis_, exchanges[n], heads_, mode, outcome.times[1], parts[n]);
+      passes[n].emplace(context_, axis_, exchanges[n], heads_, mode, clocks[1], parts[n]);
     }
     for (const int n : {1, 0}) passes[n]->Dispatch({q, k, v, out, lse, dout, dq, dk, dv});
     for (const int n : {1, 0}) passes[n]->Attend();
@@ -186,6 +187,7 @@ class ServerPass : public testing::Test {
                       Mirror(context_, Positions(sums[n].terms)), returned, dk, dv);
     }
     outcome.sent[1] = log_.TakeSentBytes();
+    for (size_t phase = 0; phase < 2; ++phase) outcome.times[phase] = clocks[phase].Take();
     EXPECT_TRUE(log_.status().ok()) << log_.status();
     return outcome;
   }

@@ -89,16 +89,16 @@ std::vector<Listed> GroupsOf(const AttentionPool& pool, const DisaggregationPlan
     const int64_t h = kHeads.num_heads, g = kHeads.num_kv_heads, d = kHeads.key_size;
     const TensorView q = zeros({rows, h, d}), k = zeros({rows, g, d}), v = zeros({rows, g, d});
     const TensorView out = zeros({rows, h, d}), lse = zeros({rows, h});
-    ServerTimes times;
+    ServerClock clock(context);
     const ServerPassMode mode;
     if (!backward) {
-      ServerForward pass(context, &axis, exchange, kHeads, mode, times);
+      ServerForward pass(context, &axis, exchange, kHeads, mode, clock);
       pass.Dispatch(q, k, v, out, lse);
       pass.Attend();
       pass.Collect();
     } else {
       const TensorView returned = zeros({exchange.num_returned(), kHeads.kv_width()});
-      ServerBackward pass(context, &axis, exchange, kHeads, mode, times, returned);
+      ServerBackward pass(context, &axis, exchange, kHeads, mode, clock, returned);
       pass.Dispatch({q, k, v, out, lse, zeros({rows, h, d}), zeros({rows, h, d}),
                      zeros({rows, g, d}), zeros({rows, g, d})});
       pass.Attend();
