@@ -158,6 +158,10 @@ class Communicator {
   // Whether that has happened, or, over NCCL, a peer was found gone. Stays true.
   virtual bool is_interrupted() const { return interrupt_ != nullptr && interrupt_(); }
 
+  // Ranks of the job are gone: what ends only together with them, as MPI does, is left out from now
+  // on. Thread-safe.
+  virtual void NoteLostRanks() {}
+
   // The training step, for reports; holds for all communicators of this rank.
   virtual void SetStep(int64_t step) = 0;
 

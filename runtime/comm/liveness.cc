@@ -105,7 +105,7 @@ absl::StatusOr<std::unique_ptr<Liveness>> Liveness::Create(Communicator& world,
     status = absl::InternalError(absl::StrCat("not an address: ", texts[0]));
   }
   parts.erase(parts.begin(), parts.begin() + 5);
-  std::unique_ptr<Liveness> liveness(new Liveness(world.rank(), options, std::move(processes)));
+  std::unique_ptr<Liveness> liveness(new Liveness(world, options, std::move(processes)));
   if (status.ok()) {
     status = world.rank() == 0 ? liveness->AcceptRanks(listener, token)
                                : liveness->ConnectToRank0(parts, port, token);
@@ -273,6 +273,7 @@ void Liveness::NoteLoss(int rank) {
                           " s and counts as lost: it leaves"));
     std::_Exit(static_cast<int>(ExitCode::kPeersLost));
   }
+  world_.NoteLostRanks();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     lost_.push_back(rank);

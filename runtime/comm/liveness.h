@@ -38,7 +38,8 @@ struct LivenessOptions {
 
 class Liveness {
  public:
-  // Collective over `world`. From then on SIGPIPE is ignored.
+  // Collective over `world`, which must outlive it and is told of losses (NoteLostRanks). From then
+  // on SIGPIPE is ignored.
   static absl::StatusOr<std::unique_ptr<Liveness>> Create(Communicator& world,
                                                           const LivenessOptions& options);
   // Says goodbye: a rank that leaves is not lost.
@@ -81,8 +82,8 @@ class Liveness {
     int32_t value;
   };
 
-  Liveness(int rank, const LivenessOptions& options, std::vector<Process> processes)
-      : rank_(rank), options_(options), processes_(std::move(processes)) {}
+  Liveness(Communicator& world, const LivenessOptions& options, std::vector<Process> processes)
+      : world_(world), rank_(world.rank()), options_(options), processes_(std::move(processes)) {}
   absl::Status ConnectToRank0(const std::vector<std::string>& addresses, int port, uint64_t token);
   absl::Status AcceptRanks(const TcpSocket& listener, uint64_t token);
   void RunRank0();
@@ -92,6 +93,7 @@ class Liveness {
   // Kills what is left of a rank of this host, if this rank is the first of those that remain.
   void Fence(int lost_rank);
 
+  Communicator& world_;
   const int rank_;
   const LivenessOptions options_;
   const std::vector<Process> processes_;  // of all ranks

@@ -384,7 +384,6 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Split(int color, 
 
 absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::MakeGroup(
     absl::Span<const int> ranks, const std::string& name) {
-  if (static_cast<int>(ranks.size()) < size()) context_->has_lost_ranks = true;
   MPI_Group all = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
   MPI_Comm_group(comm_, &all);
   MPI_Group_incl(all, static_cast<int>(ranks.size()), ranks.data(), &group);

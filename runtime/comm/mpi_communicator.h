@@ -43,6 +43,7 @@ class MpiCommunicator : public Communicator {
                                                       const std::string& name) override;
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
+  void NoteLostRanks() override { context_->has_lost_ranks = true; }
   void SetStep(int64_t step) override { context_->step = step; }
   [[noreturn]] void Abort(ExitCode code) override;
 

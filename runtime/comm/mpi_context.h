@@ -3,6 +3,7 @@
 
 #include <mpi.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -48,7 +49,7 @@ class MpiContext {
   };
   std::vector<InterruptedReceive> interrupted_receives;
   // Ranks are gone: what all ranks would have to end together does not end, MPI least of all.
-  bool has_lost_ranks = false;
+  std::atomic<bool> has_lost_ranks{false};
   // A call was left unfinished: neither windows nor MPI itself can be freed without hanging.
   bool is_broken = false;
 

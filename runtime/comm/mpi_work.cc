@@ -106,7 +106,6 @@ absl::Status MpiWork::Interrupted(const MpiCall& call) {
 
 void MpiWork::Interrupt() {
   MpiContext& context = comm_->context();
-  context.has_lost_ranks = true;
   for (const Receive& receive : receives_) {
     MPI_Request& request = requests_[receive.request];
     if (request == MPI_REQUEST_NULL) continue;

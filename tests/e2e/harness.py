@@ -144,12 +144,25 @@ class EndToEndTest(unittest.TestCase):
         write_dataset(self.folder / "train", random_documents(1, lengths))
         write_dataset(self.folder / "valid", random_documents(2, [5, 40, 100, 131]))
 
+    def kill(self, process):
+        """Ends a process and those below it; returns what they had printed."""
+        below, todo = [], [process.pid]
+        while todo:
+            below.append(todo.pop())
+            todo += children_of(below[-1])
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return process.communicate()[0]
+
     def kill_all(self):
         for process in self.processes:
-            for pid in [*children_of(process.pid), process.pid]:
-                if process.poll() is None:
-                    os.kill(pid, signal.SIGKILL)
-            process.communicate()
+            if process.poll() is None:
+                self.kill(process)
+            if not process.stdout.closed:
+                process.communicate()
 
     def config(self, run="run", **changes):
         """Writes a config for run folder `run`; `changes` are dotted keys with __ for the dot.
@@ -188,7 +201,10 @@ class EndToEndTest(unittest.TestCase):
 
     def finish(self, process, code=0):
         """Waits for a process, checks its exit code, and returns all it printed."""
-        output, _ = process.communicate(timeout=self.patience_s)
+        try:
+            output, _ = process.communicate(timeout=self.patience_s)
+        except subprocess.TimeoutExpired:
+            self.fail(f"does not end: {process.args}\n{self.kill(process)}")
         self.assertEqual(process.returncode, code, f"{process.args}\n{output}")
         return output
 
@@ -210,7 +226,7 @@ class EndToEndTest(unittest.TestCase):
             if process is not None and process.poll() is not None:
                 self.fail(f"ended with {process.returncode}:\n{process.communicate()[0]}")
             if time.monotonic() > deadline:
-                self.fail("waited too long")
+                self.fail("waited too long" + (f":\n{self.kill(process)}" if process else ""))
             time.sleep(0.002)
 
     def wait_for_step(self, run, step, process):

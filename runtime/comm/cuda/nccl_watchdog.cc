@@ -93,6 +93,7 @@ void NcclWatchdog::Run() {
     if (on_failure_ != nullptr) on_failure_(failure);
     AbortAll();
   }
+  aborts_.clear();  // waits for them
   const std::lock_guard<std::mutex> lock(mutex_);
   is_done_ = true;
   done_.notify_all();
@@ -143,9 +144,11 @@ void NcclWatchdog::CheckCommunicators() {
 void NcclWatchdog::Abort(const Watched& watched) {
   const ncclComm_t comm = watched.handle->TakeForAbort();
   if (comm == nullptr) return;
-  if (const absl::Status status = ToStatus(ncclCommAbort(comm), "ncclCommAbort"); !status.ok()) {
-    LogError(std::string(status.message()));
-  }
+  aborts_.push_back(std::async(std::launch::async, [comm, device = device_] {
+    absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice");
+    if (status.ok()) status = ToStatus(ncclCommAbort(comm), "ncclCommAbort");
+    if (!status.ok()) LogError(std::string(status.message()));
+  }));
 }
 
 void NcclWatchdog::AbortAll() {

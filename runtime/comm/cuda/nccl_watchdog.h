@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -56,7 +57,8 @@ class NcclWatchdog {
   void Run();
   void CheckCalls();
   void CheckCommunicators();
-  // Ends the calls of one communicator; the others go on.
+  // Ends the calls of one communicator; the others go on. On a thread of its own: to free device
+  // memory waits for the whole device, and so for calls of the others, which stay watched.
   void Abort(const Watched& watched);
   void AbortAll();
 
@@ -74,6 +76,8 @@ class NcclWatchdog {
 
   std::mutex calls_mutex_;
   CallWatch calls_;
+
+  std::vector<std::future<void>> aborts_;  // of single communicators
 
   std::thread thread_;  // last: it uses all of the above
 };

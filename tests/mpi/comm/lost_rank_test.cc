@@ -3,7 +3,7 @@
 // (--enable-recovery), and then says of any failure that it is none, so what counts is the last
 // line that rank 0 prints.
 //
-//   mpirun --enable-recovery -np 5 lost_rank_test kill|stop
+//   mpirun --enable-recovery -np 5 lost_rank_test kill|stop|idle
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -77,6 +77,16 @@ struct Exchange {
   std::abort();
 }
 
+// A rank is lost while nobody waits for it: what ends with all ranks must not wait for it either.
+void RunIdle() {
+  MpiRuntime mpi = *MpiRuntime::Create({.timeout_s = 60});
+  auto liveness = Liveness::Create(mpi.world(), {.heartbeat_s = 0.2, .patience_s = kPatience});
+  EK_CHECK(liveness.ok()) << liveness.status();
+  if (mpi.world().rank() + 1 == mpi.world().size()) Leave("kill");
+  EK_CHECK((*liveness)->AwaitLoss(0, 20)) << "nobody is missed";
+  if (mpi.world().rank() == 0) std::printf("survivors passed\n");
+}
+
 void Run(const std::string& how) {
   MpiRuntime mpi = *MpiRuntime::Create({.timeout_s = 60});
   Communicator& world = mpi.world();
@@ -137,6 +147,11 @@ void Run(const std::string& how) {
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
-  evenkeel::Run(argv[1]);
+  const std::string how = argv[1];
+  if (how == "idle") {
+    evenkeel::RunIdle();
+  } else {
+    evenkeel::Run(how);
+  }
   return 0;
 }
