@@ -144,11 +144,13 @@ void NcclWatchdog::CheckCommunicators() {
 void NcclWatchdog::Abort(const Watched& watched) {
   const ncclComm_t comm = watched.handle->TakeForAbort();
   if (comm == nullptr) return;
-  aborts_.push_back(std::async(std::launch::async, [comm, device = device_] {
-    absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice");
-    if (status.ok()) status = ToStatus(ncclCommAbort(comm), "ncclCommAbort");
-    if (!status.ok()) LogError(std::string(status.message()));
-  }));
+  // The handle has the stream of its calls, which lasts until they have ended.
+  aborts_.push_back(
+      std::async(std::launch::async, [comm, handle = watched.handle, device = device_] {
+        absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice");
+        if (status.ok()) status = ToStatus(ncclCommAbort(comm), "ncclCommAbort");
+        if (!status.ok()) LogError(std::string(status.message()));
+      }));
 }
 
 void NcclWatchdog::AbortAll() {
