@@ -21,8 +21,9 @@ DEVICE = os.environ.get("EVENKEEL_DEVICE", "cpu")
 STEPS = {"cpu": 40, "cuda": 16}[DEVICE]
 PEERS_LOST = 7
 TRAINERS = 2  # ranks 0 and 1; servers follow
+# A healthy rank has to be heard within it, on a machine that does other work too.
+LOST_AFTER_S = 3
 # In bf16 sums that are cut otherwise round otherwise, and each step amplifies that.
-LOST_AFTER_S = {"cpu": 1, "cuda": 3}[DEVICE]
 TOLERANCE = {"cpu": 1e-9, "cuda": 0.02}[DEVICE]
 SETTINGS = ["parallel.attention=disaggregated", "parallel.attention_shard=8"]
 
@@ -74,9 +75,11 @@ class LostServerTest(EndToEndTest):
         """Waits for a step and a moment more, then ends a rank. Returns its pid."""
         self.wait_for_step(run, step, process)
         time.sleep(delay)
-        pid = rank_pids(process.pid)[rank]
-        os.kill(pid, how)
-        return pid
+        # The kernel's list of children may leave some out while others come and go.
+        pids = {}
+        self.wait_until(lambda: pids.update(rank_pids(process.pid)) or rank in pids, process)
+        os.kill(pids[rank], how)
+        return pids[rank]
 
     def assert_same_losses(self, run, reference):
         rows, others = metrics(run, "train"), metrics(reference, "train")
