@@ -17,9 +17,11 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "runtime/base/exit_code.h"
 
 namespace evenkeel {
@@ -39,7 +41,8 @@ ConfigMark ToMark(const YAML::Mark& mark) {
 // a scalar was quoted, and the place of every key.
 class TreeBuilder : public YAML::EventHandler {
  public:
-  explicit TreeBuilder(ConfigDocument* document) : document_(document) {}
+  TreeBuilder(const std::string& text, ConfigDocument* document)
+      : lines_(absl::StrSplit(text, '\n')), document_(document) {}
 
   int num_documents() const { return num_documents_; }
 
@@ -64,6 +67,7 @@ class TreeBuilder : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
     RejectTag(mark, tag);
+    if (tag == "!") RejectUnclosedQuote(mark);
     const int id = NewNode(ConfigNode::Kind::kScalar, mark, anchor);
     Node(id).text = value;
     Node(id).quoted = tag == "!";  // what yaml-cpp calls a quoted or block scalar
@@ -110,6 +114,28 @@ class TreeBuilder : public YAML::EventHandler {
     document_->errors.push_back({ToMark(mark), Path(), "YAML tags (!...) are not supported"});
   }
 
+  // yaml-cpp takes a quote that nothing closes for one that ends with the file.
+  void RejectUnclosedQuote(const YAML::Mark& mark) {
+    auto line = static_cast<size_t>(mark.line);
+    auto column = static_cast<size_t>(mark.column);
+    if (line >= lines_.size() || column >= lines_[line].size()) return;
+    const char quote = lines_[line][column];
+    if (quote != '"' && quote != '\'') return;  // a block scalar
+    ++column;
+    for (; line < lines_.size(); ++line, column = 0) {
+      const absl::string_view at = lines_[line];
+      for (; column < at.size(); ++column) {
+        const bool escapes = quote == '"' ? at[column] == '\\' : at.substr(column, 2) == "''";
+        if (escapes) {
+          ++column;
+        } else if (at[column] == quote) {
+          return;
+        }
+      }
+    }
+    throw YAML::ParserException(mark, "the quote that begins here has no end");
+  }
+
   void Pop() {
     const int id = stack_.back().node;
     stack_.pop_back();
@@ -143,6 +169,11 @@ class TreeBuilder : public YAML::EventHandler {
     }
     const auto [it, is_new] = frame.lines.emplace(key.text, key.mark.line);
     if (!is_new) return fail(absl::StrCat("duplicate key; first given on line ", it->second));
+    // The parser notices that a value is missing only where the next thing begins.
+    ConfigNode& node = Node(value);
+    if (node.kind == ConfigNode::Kind::kNull && node.mark.line != key.mark.line) {
+      node.mark = key.mark;
+    }
     Node(frame.node).entries.push_back({key.text, key.mark, value});
   }
 
@@ -157,6 +188,7 @@ class TreeBuilder : public YAML::EventHandler {
     return absl::StrJoin(keys, ".");
   }
 
+  const std::vector<absl::string_view> lines_;
   ConfigDocument* document_;
   int num_documents_ = 0;
   std::vector<Frame> stack_;
@@ -187,21 +219,51 @@ std::string FindNonText(const std::string& text) {
   return "";
 }
 
+// Returns what usually makes the parser stop at `line` (from 0) of `text`, as "; ...", or "". It
+// says "illegal map value" or "end of map not found" there, and the mistake may be in the line
+// before.
+std::string SyntaxHint(const std::string& text, int line) {
+  const std::vector<absl::string_view> lines = absl::StrSplit(text, '\n');
+  const auto begins_with_tab = [&](int i) {
+    const absl::string_view at = lines[static_cast<size_t>(i)];
+    return at.substr(0, at.find_first_not_of(" \t")).find('\t') != absl::string_view::npos;
+  };
+  if (line < 0 || line >= static_cast<int>(lines.size())) return "";
+  int before = line - 1;
+  const auto holds_nothing = [&](int i) {
+    const absl::string_view words = absl::StripAsciiWhitespace(lines[static_cast<size_t>(i)]);
+    return words.empty() || words[0] == '#';
+  };
+  while (before >= 0 && holds_nothing(before)) --before;
+  for (const int i : {before, line}) {
+    if (i >= 0 && begins_with_tab(i)) {
+      return absl::StrCat("; line ", i + 1, " begins with a tab: indent with spaces");
+    }
+  }
+  if (before < 0) return "";
+  return absl::StrCat("; is line ", before + 1, " written 'key: value', with a space after the ",
+                      "colon, and are both lines indented as they should be?");
+}
+
 // Adds what `text` holds to `document`.
 absl::Status ParseInto(const std::string& text, const std::string& place, ConfigDocument& document,
                        int* num_documents) {
   try {
     std::istringstream stream(text);
     YAML::Parser parser(stream);
-    TreeBuilder builder(&document);
+    TreeBuilder builder(text, &document);
     while (parser.HandleNextDocument(builder)) {
     }
     *num_documents = builder.num_documents();
     return absl::OkStatus();
   } catch (const YAML::Exception& e) {
     if (e.mark.is_null()) return UsageError(absl::StrCat(place, ": ", e.msg));
+    const std::string hint =
+        e.msg == YAML::ErrorMsg::MAP_VALUE || e.msg == YAML::ErrorMsg::END_OF_MAP
+            ? SyntaxHint(text, e.mark.line)
+            : "";
     return UsageError(
-        absl::StrCat(place, ":", e.mark.line + 1, ":", e.mark.column + 1, ": ", e.msg));
+        absl::StrCat(place, ":", e.mark.line + 1, ":", e.mark.column + 1, ": ", e.msg, hint));
   }
 }
 

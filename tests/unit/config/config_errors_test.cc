@@ -113,6 +113,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"train: {steps: 1}\nmodel: {pattern: [a, [b]]}",
                 "x.yaml:2:22: model.pattern: expected a list of strings, got a list in it"},
         BadCase{"train: {steps: 1}\nname:", "x.yaml:2:1: name: expected a string, got nothing"},
+        BadCase{"name:\n\nseed: 3\ntrain: {steps: 1}",
+                "x.yaml:1:1: name: expected a string, got nothing"},
         BadCase{"train: {steps: !!int 1}",
                 "x.yaml:1:16: train.steps: YAML tags (!...) are not supported"},
         BadCase{"train: {steps: 1}\nmodel: {hidden_size: 10}",
@@ -173,6 +175,34 @@ TEST(ConfigErrors, UnreadableDocuments) {
   EXPECT_EQ(message(std::string("a: 1\nb\0c", 8)),
             "x.yaml: line 2 has a control character; this is not a text file");
   EXPECT_EQ(message("a: \xff\xfe"), "x.yaml: line 1 is not UTF-8 text");
+}
+
+TEST(ConfigErrors, SyntaxSaysWhatItUsuallyIs) {
+  SampleConfig config;
+  const auto message = [&](const std::string& text) {
+    return std::string(ReadSample(text, {}, &config).message());
+  };
+  EXPECT_EQ(message("train:\n\tsteps: 1\n"),
+            "x.yaml:2:7: illegal map value; line 2 begins with a tab: indent with spaces");
+  constexpr char kHint[] =
+      " written 'key: value', with a space after the colon, and are both lines indented as they "
+      "should be?";
+  EXPECT_EQ(message("train:\n  steps:1\n\n  # lr\n  lr: 0.1\n"),
+            absl::StrCat("x.yaml:5:3: end of map not found; is line 2", kHint));
+  EXPECT_EQ(message("train:\n  steps = 1\n  lr: 0.1\n"),
+            absl::StrCat("x.yaml:3:5: illegal map value; is line 2", kHint));
+  EXPECT_EQ(message("train:\n steps: 1\n  lr: 0.1\n"),
+            absl::StrCat("x.yaml:3:5: illegal map value; is line 2", kHint));
+  // Without this, the rest of the file would be the name.
+  EXPECT_EQ(message("seed: 1\nname: \"a\ntrain: {steps: 1}\n"),
+            "x.yaml:2:7: the quote that begins here has no end");
+  EXPECT_EQ(message("name: 'it''s\ntrain: {steps: 1}\n"),
+            "x.yaml:1:7: the quote that begins here has no end");
+  EXPECT_EQ(message("name: \"a\\\"\ntrain: {steps: 1}\n"),
+            "x.yaml:1:7: the quote that begins here has no end");
+  for (const char* name : {"'it''s'", "\"a\n  b\"", "\"\\\\\"", "|\n  a 'b\n", "''"}) {
+    EXPECT_EQ(message(absl::StrCat("train: {steps: 1}\nname: ", name)), "") << name;
+  }
 }
 
 TEST(ConfigErrors, HostileDocumentsEndQuickly) {
