@@ -17,6 +17,9 @@ constexpr int64_t kMaxTokensAtOnce = int64_t{1} << 32;
 void DescribeData(ConfigFields& fields, DataConfig& config) {
   fields.String("train", &config.train, "training data: prefix of a .bin and .idx pair");
   fields.Required("train");
+  if (config.train.empty()) {
+    fields.Error("train", "is empty: name a data set that `evenkeel data build` made");
+  }
   fields.String("validation", &config.validation, "held-out data, likewise; empty for none");
   fields.Int("sequence_length", &config.sequence_length, "tokens a sample", 1, kMaxTokensAtOnce);
 }
@@ -49,14 +52,18 @@ void DescribeTrain(ConfigFields& fields, TrainConfig& config) {
                1e9);
   fields.Enum("on_nonfinite", &config.on_nonfinite, "when loss or gradient is not finite",
               {{"stop", NonFinitePolicy::kStop}, {"skip", NonFinitePolicy::kSkip}});
-  fields.String("init_from", &config.init_from,
-                "folder with weights to start from (Hugging Face layout); empty = random");
+  fields.String(
+      "init_from", &config.init_from,
+      "weights to start from: a run folder, a checkpoint or a Hugging Face folder; empty = "
+      "random");
   config.schedule.total_steps = config.steps;
   if (config.schedule.min_lr > config.schedule.lr) {
-    fields.Error("min_lr", "is larger than lr");
+    fields.Error("min_lr", absl::StrCat("is ", config.schedule.min_lr, ", more than lr, which is ",
+                                        config.schedule.lr));
   }
   if (config.schedule.warmup_steps > config.steps) {
-    fields.Error("warmup_steps", "is larger than steps");
+    fields.Error("warmup_steps", absl::StrCat("is ", config.schedule.warmup_steps,
+                                              ", more than steps, which is ", config.steps));
   }
 }
 
@@ -131,6 +138,7 @@ DType ComputeDType(const RuntimeConfig& config) {
 
 void DescribeFields(ConfigFields& fields, RunConfig& config) {
   fields.String("folder", &config.folder, "run folder: checkpoints, metrics, plots");
+  if (config.folder.empty()) fields.Error("folder", "is empty: name one, such as runs/my_run");
   fields.Int("seed", &config.seed, "of initial weights and sample order", 0, int64_t{1} << 62);
   fields.Section("model", "the model's shape",
                  [&](ConfigFields& section) { DescribeFields(section, config.model); });

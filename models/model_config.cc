@@ -122,6 +122,9 @@ void DescribeFields(ConfigFields& fields, ModelConfig& config) {
     int64_t layer = 0;
     if (!absl::SimpleAtoi(text, &layer) || layer < 0) {
       fields.Error("lrpe_layers", absl::StrCat("'", text, "' is not the index of a layer"));
+    } else if (config.num_layers > 0 && layer >= config.num_layers) {
+      fields.Error("lrpe_layers", absl::StrCat("there is no layer ", layer, ": the last of ",
+                                               config.num_layers, " is ", config.num_layers - 1));
     } else {
       config.lrpe_layers.push_back(layer);
     }

@@ -191,10 +191,18 @@ TEST(RunConfig, CrossFieldErrorsSayWhatIsWrong) {
   } cases[] = {
       {absl::StrCat(kSmall, "train: {lr: 1e-3, min_lr: 2e-3}"),
        {},
-       "x.yaml:3:19: train.min_lr: is larger than lr"},
+       "x.yaml:3:19: train.min_lr: is 0.002, more than lr, which is 0.001"},
       {kSmall,
        {"train.steps=5", "train.warmup_steps=6"},
-       "--set train.warmup_steps=6: train.warmup_steps: is larger than steps"},
+       "--set train.warmup_steps=6: train.warmup_steps: is 6, more than steps, which is 5"},
+      {kSmall, {"folder="}, "--set folder=: folder: is empty: name one, such as runs/my_run"},
+      {kSmall,
+       {"data.train="},
+       "--set data.train=: data.train: is empty: name a data set that `evenkeel data build` made"},
+      {kSmall,
+       {"model.lrpe_layers=[1, 2]"},
+       "--set model.lrpe_layers=[1, 2]: model.lrpe_layers: there is no layer 2: the last of 2 is "
+       "1"},
       {absl::StrCat(kModel, "data: {train: d, sequence_length: 300}"),
        {"model.max_position_embeddings=256"},
        "x.yaml:2:18: data.sequence_length: is longer than model.max_position_embeddings: the model "
@@ -259,7 +267,7 @@ TEST(RunConfig, TellsAllErrorsAtOnce) {
   const std::string message(status.message());
   EXPECT_THAT(message, HasSubstr("model.num_heads"));
   EXPECT_THAT(message, HasSubstr("model.intermediate_size"));
-  EXPECT_THAT(message, HasSubstr("train.min_lr: is larger than lr"));
+  EXPECT_THAT(message, HasSubstr("train.min_lr: is 1, more than lr, which is 0.001"));
   EXPECT_THAT(message, HasSubstr("train.stepps: unknown key; did you mean steps?"));
   EXPECT_THAT(message, HasSubstr("float16"));
 }
