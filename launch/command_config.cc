@@ -17,6 +17,9 @@ namespace {
 
 absl::Status Check(const std::string& file, const std::vector<std::string>& overrides, bool print) {
   EK_ASSIGN_OR_RETURN(const RunConfig config, ReadRunConfig(file, overrides));
+  // On as few ranks as it can have; whether it suits the job's is for the run to see.
+  EK_RETURN_IF_ERROR(
+      PlanParallel(config.model, config.parallel, FewestRanks(config.parallel)).status());
   if (print) {
     std::cout << ToYaml(config);
     return absl::OkStatus();
@@ -65,6 +68,7 @@ void AddConfigCommand(CLI::App& app, CommandBody* body) {
   check->callback([=] { *body = [=] { return Check(*file, *overrides, *print); }; });
 
   CLI::App* keys = command->add_subcommand("keys", "List every key with type, default and meaning");
+  keys->footer("Examples:\n  evenkeel config keys | grep parallel");
   keys->callback([body] { *body = ListKeys; });
 }
 

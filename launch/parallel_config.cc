@@ -1,6 +1,7 @@
 #include "launch/parallel_config.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "absl/strings/numbers.h"
@@ -130,6 +131,15 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
                {"zigzag", SplitPolicy::kZigzag}});
 }
 
+int64_t FewestRanks(const ParallelConfig& config) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  const int64_t degrees[] = {config.mesh.tp, config.mesh.cp, config.mesh.pp,
+                             std::max(1, config.mesh.dp)};
+  int64_t ranks = 1;
+  for (const int64_t degree : degrees) ranks = std::min(kMost, ranks * degree);
+  return std::min(kMost, ranks + int64_t{1} * config.attention_servers * config.mesh.tp);
+}
+
 absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const ParallelConfig& config,
                                           int64_t world_size) {
   ParallelPlan plan;
@@ -152,7 +162,6 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
         servers, " ranks, and there are ", world_size, ": start more, or take fewer servers"));
   }
   const int64_t mesh_ranks = world_size - servers;
-  EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, mesh_ranks));
   MeshLimits limits;
   limits.num_layers = model.num_layers;
   limits.num_heads = model.num_heads;
@@ -161,7 +170,8 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   limits.intermediate_size = model.intermediate_size;
   limits.virtual_stages = config.virtual_stages;
   limits.cp_over_heads =
-      has_softmax && plan.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
+      has_softmax && config.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
+  EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, mesh_ranks, limits));
   EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, mesh_ranks, limits));
   if (config.zero != ShardingStage::kNone && plan.mesh.dp * plan.mesh.cp > 1 &&
       model.intermediate_size % plan.mesh.tp != 0) {

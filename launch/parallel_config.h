@@ -89,6 +89,10 @@ struct ParallelPlan {
   Placement placement() const;
 };
 
+// As many ranks as the degrees multiply to, with one replica where dp is left open, and dedicated
+// servers; at most the largest int.
+int64_t FewestRanks(const ParallelConfig& config);
+
 // Fails with one message that names all degrees and what would do.
 absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const ParallelConfig& config,
                                           int64_t world_size);

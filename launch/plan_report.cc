@@ -67,11 +67,7 @@ absl::StatusOr<PlanReport> MakePlanReport(const std::string& config_file, const 
   PlanReport report;
   report.config_file = config_file;
   report.config = config;
-  if (ranks == 0) {
-    MeshShape mesh = config.parallel.mesh;
-    mesh.dp = std::max(1, mesh.dp);
-    ranks = mesh.num_ranks();
-  }
+  if (ranks == 0) ranks = FewestRanks(config.parallel);
   EK_ASSIGN_OR_RETURN(report.plan, PlanParallel(config.model, config.parallel, ranks));
   report.model = ShapeOf(config.model);
   report.flops = TrainingFlops(report.model, {config.data.sequence_length});

@@ -54,7 +54,9 @@ struct MeshLimits {
 absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLimits& limits);
 
 // Returns `shape` with dp filled in if it is 0: what the other degrees leave of world_size. Fails,
-// with meshes near this one, if they do not divide it. Other values of dp stay as they are.
-absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size);
+// with meshes near this one that keep to `limits`, if they do not divide it. Other values of dp
+// stay as they are; whether the mesh keeps to the limits is for CheckMesh.
+absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size,
+                                       const MeshLimits& limits);
 
 }  // namespace evenkeel

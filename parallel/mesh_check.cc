@@ -19,6 +19,10 @@ namespace {
 
 constexpr size_t kMaxSuggestions = 3;
 
+std::string RanksText(int64_t ranks) {
+  return absl::StrCat(ranks, ranks == 1 ? " rank" : " ranks");
+}
+
 std::string MeshText(const MeshShape& shape) {
   return absl::StrCat("pp ", shape.pp, " x dp ", shape.dp, " x cp ", shape.cp, " x tp ", shape.tp);
 }
@@ -126,13 +130,14 @@ std::string NearMeshes(const MeshShape& wanted, int64_t world_size, const Fit& f
   }
   const size_t shown = std::min(found.size(), kMaxSuggestions);
   std::partial_sort(found.begin(), found.begin() + static_cast<int64_t>(shown), found.end());
-  if (shown == 0) return absl::StrCat("no mesh of ", world_size, " ranks would do");
+  if (shown == 0) return absl::StrCat("no mesh of ", RanksText(world_size), " would do");
   std::vector<std::string> texts;
   for (size_t i = 0; i < shown; ++i) {
     const auto& [distance, pp, cp, tp, dp] = found[i];
     texts.push_back(MeshText({pp, dp, cp, tp}));
   }
-  return absl::StrCat("meshes of ", world_size, " ranks near it: ", absl::StrJoin(texts, "; "));
+  return absl::StrCat("meshes of ", RanksText(world_size),
+                      " near it: ", absl::StrJoin(texts, "; "));
 }
 
 void AddDegreeErrors(const MeshShape& shape, bool dp_may_be_0, std::vector<std::string>& errors) {
@@ -199,8 +204,8 @@ void AddContextErrors(const MeshLimits& limits, int64_t cp, int64_t tp,
 
 absl::Status MeshError(const std::string& mesh, int64_t world_size,
                        const std::vector<std::string>& errors) {
-  return absl::InvalidArgumentError(absl::StrCat("mesh ", mesh, " on ", world_size, " ranks:\n  ",
-                                                 absl::StrJoin(errors, "\n  ")));
+  return absl::InvalidArgumentError(absl::StrCat("mesh ", mesh, " on ", RanksText(world_size),
+                                                 ":\n  ", absl::StrJoin(errors, "\n  ")));
 }
 
 }  // namespace
@@ -223,7 +228,7 @@ absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLim
     // More ranks help only if nothing else is wrong.
     const bool startable = errors.empty() && Product(shape) <= std::numeric_limits<int>::max();
     errors.push_back(absl::StrCat(
-        "the degrees multiply to ", Product(shape), ", but the job has ", world_size, " ranks",
+        "the degrees multiply to ", Product(shape), ", but the job has ", RanksText(world_size),
         startable ? absl::StrCat(": start it with mpirun -np ", Product(shape)) : ""));
   }
   if (errors.empty()) return absl::OkStatus();
@@ -232,7 +237,8 @@ absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLim
   return MeshError(MeshText(shape), world_size, errors);
 }
 
-absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size) {
+absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size,
+                                       const MeshLimits& limits) {
   EK_CHECK(world_size >= 1 && world_size <= std::numeric_limits<int>::max())
       << "a job of " << world_size;
   std::vector<std::string> errors;
@@ -244,10 +250,17 @@ absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size) {
       shape.dp = static_cast<int>(world_size / others);
       return shape;
     }
-    errors.push_back(absl::StrCat("dp is what is left over, but pp, cp and tp multiply to ", others,
-                                  ", which does not divide ", world_size));
+    AddStageErrors(limits, shape.pp, errors);
+    AddTensorErrors(limits, shape.tp, errors);
+    AddContextErrors(limits, shape.cp, shape.tp, errors);
+    const bool startable = errors.empty() && others <= std::numeric_limits<int>::max();
+    errors.push_back(absl::StrCat(
+        "dp is what is left over, but pp, cp and tp multiply to ", others,
+        ", which does not divide ", world_size,
+        startable ? absl::StrCat(": start it with mpirun -np ", others, ", or a multiple") : ""));
   }
-  errors.push_back(NearMeshes(shape, world_size, [](const MeshShape&) { return true; }));
+  errors.push_back(
+      NearMeshes(shape, world_size, [&](const MeshShape& other) { return Fits(limits, other); }));
   return MeshError(MeshText(shape), world_size, errors);
 }
 

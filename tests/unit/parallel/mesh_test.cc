@@ -169,7 +169,7 @@ TEST(Mesh, OneErrorSaysAllThatIsWrongAndWhatWouldDo) {
   EXPECT_THAT(
       std::string(CheckMesh({1, 1, 1, 1}, 1, {.num_layers = 4, .virtual_stages = 2}).message()),
       HasSubstr("virtual_stages 2 needs pp > 1; with pp 1, virtual_stages 1; nearest that "
-                "would do: pp 2\n  no mesh of 1 ranks would do"));
+                "would do: pp 2\n  no mesh of 1 rank would do"));
 }
 
 TEST(Mesh, DegreesBeyondReasonAreNoAccident) {
@@ -210,7 +210,7 @@ TEST(Mesh, ProposedMeshesAreValid) {
 
 TEST(Mesh, DataParallelRanksAreWhatIsLeftOver) {
   const auto dp = [](MeshShape shape, int64_t world) {
-    const auto mesh = CompleteMesh(shape, world);
+    const auto mesh = CompleteMesh(shape, world, kModel);
     return mesh.ok() ? mesh->dp : -1;
   };
   EXPECT_EQ(dp({2, 0, 1, 4}, 24), 3);
@@ -219,8 +219,19 @@ TEST(Mesh, DataParallelRanksAreWhatIsLeftOver) {
   EXPECT_EQ(dp({1, 0, 1, 0}, 24), -1);
   EXPECT_EQ(dp({1, -1, 1, 1}, 24), -1);
   EXPECT_EQ(dp({65536, 0, 65536, 65536}, 1), -1);
-  EXPECT_EQ(CompleteMesh({2, 0, 1, 3}, 16).status().message(),
+  EXPECT_EQ(CompleteMesh({1, 0, 1, 2}, 1, kModel).status().message(),
+            "mesh pp 1 x dp 0 x cp 1 x tp 2 on 1 rank:\n"
+            "  dp is what is left over, but pp, cp and tp multiply to 2, which does not divide 1: "
+            "start it with mpirun -np 2, or a multiple\n"
+            "  meshes of 1 rank near it: pp 1 x dp 1 x cp 1 x tp 1");
+  // What is proposed has to suit the model: no tp of 3 or 6.
+  const std::string six(CompleteMesh({1, 0, 1, 4}, 6, kModel).status().message());
+  EXPECT_THAT(six, HasSubstr("near it: pp 1 x dp 3 x cp 1 x tp 2;"));
+  EXPECT_EQ(CompleteMesh({2, 0, 1, 3}, 16, kModel).status().message(),
             "mesh pp 2 x dp 0 x cp 1 x tp 3 on 16 ranks:\n"
+            "  tp 3 does not divide the 8 heads; nearest that would do: tp 2, tp 4\n"
+            "  tp 3 neither divides the 2 kv heads nor is a multiple of them; nearest that would "
+            "do: tp 2, tp 4\n"
             "  dp is what is left over, but pp, cp and tp multiply to 6, which does not divide 16\n"
             "  meshes of 16 ranks near it: pp 2 x dp 2 x cp 1 x tp 4; pp 2 x dp 4 x cp 1 x tp 2; "
             "pp 1 x dp 4 x cp 1 x tp 4");
