@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "launch/attention_cost_file.h"
+#include "launch/training_data.h"
 #include "models/pooled_pass.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/gpu.h"
@@ -29,7 +30,7 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
   EK_ASSIGN_OR_RETURN(ParallelPlan plan,
                       PlanParallel(config.model, config.parallel, rank.comm.size()));
   EK_ASSIGN_OR_RETURN(IndexedDataset dataset,
-                      IndexedDataset::Open(config.data.train, config.model.vocab_size));
+                      OpenDataset("data.train", config.data.train, config.model.vocab_size));
   std::unique_ptr<AttentionServer> server(
       new AttentionServer(config, rank, std::move(plan), std::move(line), std::move(dataset)));
   EK_ASSIGN_OR_RETURN(server->mesh_,

@@ -52,7 +52,9 @@ absl::Status Build(const DatasetBuildOptions& options) {
 
 absl::Status Stat(const std::string& prefix, bool check) {
   EK_ASSIGN_OR_RETURN(const IndexedDataset dataset, IndexedDataset::Open(prefix));
-  if (auto info = ReadDatasetInfo(prefix); info.ok()) {
+  const auto info = ReadDatasetInfo(prefix);
+  if (!info.ok() && !absl::IsNotFound(info.status())) return info.status();
+  if (info.ok()) {
     std::cout << prefix << ": tokenizer " << info->tokenizer << ", vocabulary " << info->vocab_size
               << "\n";
   }

@@ -9,6 +9,7 @@
 #include "launch/evaluation.h"
 #include "launch/model_folder.h"
 #include "launch/rank_runtime.h"
+#include "launch/training_data.h"
 #include "models/hugging_face.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
@@ -56,7 +57,7 @@ absl::Status Eval(const EvalOptions& options) {
     const auto open = [&]() -> absl::Status {
       EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(options.model));
       EK_ASSIGN_OR_RETURN(model, LoadModel(rank.context, folder, rank.tracker));
-      EK_ASSIGN_OR_RETURN(dataset, IndexedDataset::Open(options.data, model->config().vocab_size));
+      EK_ASSIGN_OR_RETURN(dataset, OpenDataset("--data", options.data, model->config().vocab_size));
       return absl::OkStatus();
     };
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, open(), "model and data"));

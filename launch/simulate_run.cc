@@ -8,6 +8,7 @@
 #include "launch/attention_planner.h"
 #include "launch/parallel_config.h"
 #include "launch/simulate_study.h"
+#include "launch/training_data.h"
 #include "models/model_shape.h"
 #include "nlohmann/json.hpp"
 #include "parallel/batch_layout.h"
@@ -111,7 +112,7 @@ absl::StatusOr<RunSimulation> SimulateRun(const RunConfig& config, const Cluster
   pricing.wide_bytes = SizeOf(WideDType(dtype));
   EK_ASSIGN_OR_RETURN(StepCosts costs, PriceStep(config.model, cluster, pricing));
   EK_ASSIGN_OR_RETURN(const IndexedDataset dataset,
-                      IndexedDataset::Open(config.data.train, config.model.vocab_size));
+                      OpenDataset("data.train", config.data.train, config.model.vocab_size));
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));

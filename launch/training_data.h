@@ -13,6 +13,11 @@
 
 namespace evenkeel {
 
+// Opens what `key` of the config (or of the command line) names; errors begin with it. A data set
+// whose own description promises tokens beyond `vocab_size` is refused here, not when one is read.
+absl::StatusOr<IndexedDataset> OpenDataset(const char* key, const std::string& prefix,
+                                           int64_t vocab_size);
+
 class TrainingData {
  public:
   static absl::StatusOr<TrainingData> Open(const std::string& prefix, int64_t vocab_size,

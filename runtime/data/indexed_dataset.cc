@@ -6,8 +6,11 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/base/check.h"
@@ -201,6 +204,15 @@ std::string DatasetIdxPath(const std::string& prefix) {
 
 absl::StatusOr<IndexedDataset> IndexedDataset::Open(const std::string& prefix, int64_t vocab_size) {
   EK_CHECK(vocab_size > 0 && vocab_size <= std::numeric_limits<int32_t>::max()) << vocab_size;
+  for (const char* end : {".bin", ".idx"}) {
+    // Whoever lets the shell complete the name ends up here.
+    std::error_code error;
+    if (absl::EndsWith(prefix, end) && std::filesystem::exists(prefix, error) &&
+        !std::filesystem::exists(DatasetIdxPath(prefix), error)) {
+      return DataError(absl::StrCat(prefix, ": a data set goes by the prefix of its files: ",
+                                    prefix.substr(0, prefix.size() - 4)));
+    }
+  }
   EK_ASSIGN_OR_RETURN(const InputFile idx, InputFile::Open(DatasetIdxPath(prefix)));
   EK_ASSIGN_OR_RETURN(InputFile bin, InputFile::Open(DatasetBinPath(prefix)));
   for (const InputFile* file : {&idx, static_cast<const InputFile*>(&bin)}) {

@@ -329,6 +329,21 @@ TEST(IndexedDataset, RefusesHostileIndices) {
   }
 }
 
+TEST(IndexedDataset, SaysWhatThePrefixIsOfAFileName) {
+  const TempFolder folder;
+  const std::string prefix = folder.Path("a");
+  ASSERT_TRUE(WriteDataset(prefix, 10, {{1, 2}, {3}}).ok());
+  for (const char* end : {".bin", ".idx"}) {
+    const auto dataset = IndexedDataset::Open(prefix + end, 10);
+    EXPECT_EQ(dataset.status().message(),
+              prefix + end + ": a data set goes by the prefix of its files: " + prefix);
+    EXPECT_EQ(ExitCodeOf(dataset.status()), ExitCode::kData);
+  }
+  // But a name may end so.
+  ASSERT_TRUE(WriteDataset(prefix + ".bin", 10, {{1, 2}, {3}}).ok());
+  EXPECT_TRUE(IndexedDataset::Open(prefix + ".bin", 10).ok());
+}
+
 TEST(IndexedDataset, RefusesADataSetWithoutTokens) {
   const TempFolder folder;
   ASSERT_TRUE(WriteDataset(folder.Path("none"), 10, {}).ok());
