@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "launch/attention_server.h"
@@ -51,8 +52,10 @@ absl::Status Train(const ConfigOptions& options) {
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());
     if (rank.comm.rank() == 0) {
-      std::cout << absl::StrCat("done: step ", (*trainer)->progress().step, ", loss ",
-                                (*trainer)->last_loss(), ", in ", config.folder, "\n\n")
+      const std::optional<double> loss = (*trainer)->last_loss();
+      std::cout << absl::StrCat("done: step ", (*trainer)->progress().step,
+                                loss.has_value() ? absl::StrCat(", loss ", *loss) : "", ", in ",
+                                config.folder, "\n\n")
                 << rank.tracker.Report() << std::flush;
     }
     return absl::OkStatus();

@@ -95,8 +95,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
     servers->Watch(device_comm, *trainer->mesh_);
   }
   if (!config.data.validation.empty()) {
-    EK_ASSIGN_OR_RETURN(trainer->validation_,
-                        IndexedDataset::Open(config.data.validation, config.model.vocab_size));
+    EK_ASSIGN_OR_RETURN(trainer->validation_, OpenDataset("data.validation", config.data.validation,
+                                                          config.model.vocab_size));
   }
   return trainer;
 }
@@ -150,6 +150,16 @@ absl::Status Trainer::Start() {
         ParameterLayout(config_.model).num_parameters(), data_.dataset().num_documents(),
         data_.num_samples_per_epoch(), comm_.size(), comm_.size() > 1 ? "s" : "",
         context_.pool.num_threads(), context_.pool.num_threads() > 1 ? "s" : ""));
+    if (progress_.step >= config_.train.steps) {
+      report_->Message(absl::StrFormat("nothing to train: train.steps is %d; raise it to go on",
+                                       config_.train.steps));
+    } else if (const TraceConfig& trace = config_.trace;
+               trace.steps > 0 && (trace.first_step + trace.steps <= progress_.step + 1 ||
+                                   trace.first_step > config_.train.steps)) {
+      report_->Message(absl::StrFormat(
+          "no timeline: the run has no step from %d to %d (trace.first_step, trace.steps)",
+          trace.first_step, trace.first_step + trace.steps - 1));
+    }
     if (const MeshShape& mesh = plan_.mesh; mesh.pp * mesh.cp * mesh.tp > 1) {
       report_->Message(absl::StrFormat("mesh: pp %d x dp %d x cp %d x tp %d", mesh.pp, mesh.dp,
                                        mesh.cp, mesh.tp));

@@ -46,7 +46,8 @@ class Trainer {
   absl::Status Run();
 
   const TrainingProgress& progress() const { return progress_; }
-  double last_loss() const { return last_loss_; }
+  // Of the last step that this process took, if it took one.
+  std::optional<double> last_loss() const { return last_loss_; }
 
  private:
   struct StepResult {
@@ -117,7 +118,7 @@ class Trainer {
   std::optional<StepTracer> tracer_;
   double start_seconds_ = 0;
   double peak_flops_ = 0;  // of a rank
-  double last_loss_ = 0;
+  std::optional<double> last_loss_;
   int64_t saved_step_ = -1;
   int64_t evaluated_step_ = -1;
 

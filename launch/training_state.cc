@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "launch/model_folder.h"
 #include "models/hugging_face.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/exit_code.h"
@@ -100,6 +102,18 @@ absl::Status Mismatch(const std::string& folder, const std::string& what, const 
                       ExitCode::kCheckpoint);
 }
 
+// Names what differs between two models: "hidden_size 16, num_heads 2", as `mine` has it.
+std::string Differences(const ModelConfig& mine, const ModelConfig& other) {
+  // Every config.json of ours carries the whole model config there.
+  const Json a = ToHuggingFaceConfig(mine, "").at("evenkeel");
+  const Json b = ToHuggingFaceConfig(other, "").at("evenkeel");
+  std::vector<std::string> texts;
+  for (const auto& [key, value] : a.items()) {
+    if (!b.contains(key) || b.at(key) != value) texts.push_back(key + " " + value.dump());
+  }
+  return absl::StrJoin(texts, ", ");
+}
+
 absl::StatusOr<TrainingProgress> ParseState(const OpenedCheckpoint& checkpoint,
                                             const TrainingProgress& expected) {
   EK_ASSIGN_OR_RETURN(const Json json, ParseJson(checkpoint.state_json, checkpoint.folder));
@@ -153,7 +167,10 @@ absl::Status LoadNewest(const CheckpointStore& store, bool fallback,
   EK_ASSIGN_OR_RETURN(const ModelConfig stored, ReadHuggingFaceConfig(checkpoint.folder));
   const std::string stored_config = ToHuggingFaceConfig(stored, "").dump();
   const std::string config = ToHuggingFaceConfig(model, "").dump();
-  if (stored_config != config) return Mismatch(checkpoint.folder, "model", stored_config, config);
+  if (stored_config != config) {
+    return Mismatch(checkpoint.folder, "model", Differences(stored, model),
+                    Differences(model, stored));
+  }
   EK_ASSIGN_OR_RETURN(*progress, ParseState(checkpoint, expected));
   EK_RETURN_IF_ERROR(
       ReadWeights(checkpoint.folder, model, state.layout(), state.views()[kWeights]));
@@ -251,7 +268,16 @@ absl::Status InitializeWeights(const OpContext& context, Communicator& comm,
     absl::StatusOr<WholeState> whole = WholeState::Create(comm, model, mine);
     absl::Status status = whole.status();
     if (status.ok() && comm.rank() == 0) {
-      status = ReadWeights(folder, model.config(), whole->layout(), whole->views()[kWeights]);
+      const auto found = FindModelFolder(folder);
+      status = found.ok()
+                   ? ReadWeights(*found, model.config(), whole->layout(), whole->views()[kWeights])
+                   : found.status();
+      if (!status.ok()) {
+        status = WithExitCode(
+            absl::Status(status.code(),
+                         absl::StrCat("train.init_from: ", std::string(status.message()))),
+            ExitCodeOf(status));
+      }
     }
     EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "initial weights"));
     EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "models/hugging_face.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/exit_code.h"
@@ -14,6 +15,7 @@ namespace {
 
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 CheckpointStore OpenStore(const TestFolder& folder) {
@@ -144,16 +146,21 @@ TEST(TrainingState, RefusesAnotherModel) {
   ASSERT_TRUE(Save(saved, &store, 1).ok());
   ModelConfig config = saved.model->config();
   std::vector<ModelConfig> others(4, config);
+  const char* const names[] = {"intermediate_size ", "norm_eps ", "lrpe_layers ", "layer_pattern "};
   others[0].intermediate_size = 24;
   others[1].norm_eps = 1e-5;   // same sizes, another function
   others[2].lrpe_layers = {};  // one parameter fewer
   others[3].layer_pattern = {LayerKind::kSoftmax};
-  for (const ModelConfig& other : others) {
-    SmallRun run(2, DType::kF64, other);
+  for (size_t i = 0; i < others.size(); ++i) {
+    SmallRun run(2, DType::kF64, others[i]);
     const auto found = Restore(&store, run, run.progress);
     ASSERT_FALSE(found.ok());
     EXPECT_THAT(std::string(found.status().message()),
-                HasSubstr("the checkpoint was made with model "));
+                HasSubstr(absl::StrCat("the checkpoint was made with model ", names[i])));
+    // What is alike is not told.
+    EXPECT_THAT(std::string(found.status().message()), Not(HasSubstr("hidden_size")));
+    EXPECT_THAT(std::string(found.status().message()),
+                HasSubstr(absl::StrCat(", this run has ", names[i])));
     EXPECT_EQ(ExitCodeOf(found.status()), ExitCode::kCheckpoint);
   }
 }
