@@ -151,12 +151,18 @@ void AddBenchComm(CLI::App& bench, CommandBody* body) {
   auto options = std::make_shared<CommandOptions>();
   std::map<std::string, CommOp> ops;
   for (const CommOp op : AllCommOps()) ops[NameOf(op)] = op;
+  std::vector<std::string> names;
+  for (const auto& [name, op] : ops) names.push_back(name);
+  const auto choose = [options, ops](const std::vector<std::string>& words) {
+    for (const std::string& word : words) options->bench.ops.push_back(ops.at(word));
+  };
   command
-      ->add_option("--ops", options->bench.ops,
-                   "all-reduce, all-gather, reduce-scatter, all-to-all (one call), "
-                   "all-to-all-rounds (a call each round), send-recv (a ring); default: all")
+      ->add_option_function<std::vector<std::string>>(
+          "--ops", choose,
+          "all-reduce, all-gather, reduce-scatter, all-to-all (one call), "
+          "all-to-all-rounds (a call each round), send-recv (a ring); default: all")
       ->delimiter(',')
-      ->transform(CLI::CheckedTransformer(ops))
+      ->check(CLI::IsMember(names))
       ->type_name("OP,OP,...");
   const auto size = [&](const char* name, int64_t* value, const char* help) {
     return command->add_option(name, *value, help)

@@ -1,21 +1,29 @@
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "launch/commands.h"
+#include "launch/enum_option.h"
 #include "launch/model_folder.h"
 #include "launch/rank_runtime.h"
 #include "launch/run_folder.h"
 #include "models/hugging_face.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/checkpoint/checkpoint_store.h"
+#include "runtime/checkpoint/file_io.h"
 #include "runtime/metrics/text_table.h"
 
 namespace evenkeel {
 namespace {
 
 absl::Status List(const std::string& run_folder) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(run_folder + "/checkpoints", error)) {
+    return CheckpointError(absl::StatusCode::kNotFound,
+                           absl::StrCat(run_folder, ": no run folder: it has no checkpoints/"));
+  }
   EK_ASSIGN_OR_RETURN(
       const CheckpointStore store,
       CheckpointStore::Open(run_folder + "/checkpoints", CheckpointAccess::kReadOnly));
@@ -71,12 +79,11 @@ void AddCheckpointCommand(CLI::App& app, CommandBody* body) {
   exported->add_option("model", *model, "Run folder, checkpoint or Hugging Face folder")
       ->required();
   exported->add_option("output", *output, "Folder to write")->required();
-  exported->add_option("--dtype", *type, "float32, bfloat16, float16 or float64")
-      ->transform(CLI::CheckedTransformer(
-          std::vector<std::pair<std::string, StoredType>>{{"float32", StoredType::kF32},
-                                                          {"bfloat16", StoredType::kBF16},
-                                                          {"float16", StoredType::kF16},
-                                                          {"float64", StoredType::kF64}}));
+  AddEnumOption<StoredType>(*exported, "--dtype", type.get(), "Of the weights written",
+                            {{"float32", StoredType::kF32},
+                             {"bfloat16", StoredType::kBF16},
+                             {"float16", StoredType::kF16},
+                             {"float64", StoredType::kF64}});
   exported->footer(
       "Examples:\n  evenkeel checkpoint export runs/my_llama out/my_llama --dtype bfloat16");
   exported->callback([=] { *body = [=] { return Export(*model, *output, *type); }; });

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "launch/cluster_config.h"
 #include "launch/commands.h"
+#include "launch/enum_option.h"
 #include "launch/machine.h"
 #include "launch/run_config.h"
 #include "launch/run_folder.h"
@@ -202,19 +203,22 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       ->type_name("KEY=VALUE");
   command->add_option("--lengths", options->lengths, "Lengths of documents: a JSON list")
       ->type_name("FILE");
-  command
-      ->add_option("--recipe", options->recipe,
-                   "How lengths are prepared: as-is, or pretrain or prolong as published")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, LengthRecipe>{{"as-is", LengthRecipe::kAsIs},
-                                              {"pretrain", LengthRecipe::kPretrain},
-                                              {"prolong", LengthRecipe::kProLong}}));
+  AddEnumOption<LengthRecipe>(
+      *command, "--recipe", &options->recipe,
+      "How lengths are prepared: as-is, or pretrain or prolong as published",
+      {{"as-is", LengthRecipe::kAsIs},
+       {"pretrain", LengthRecipe::kPretrain},
+       {"prolong", LengthRecipe::kProLong}});
   command->add_option("-n,--gpus", study.gpus, "GPUs (or ranks) in all")->check(whole);
-  command->add_option("--tp", study.tp, "Tensor-parallel degree")->check(whole);
+  command->add_option("--tp", study.tp, "Tensor-parallel degree")
+      ->check(whole)
+      ->capture_default_str();
   command->add_option("--max-doc-len", study.context, "Tokens of a sample, where documents are cut")
       ->check(whole);
   command->add_option("--batch", study.samples, "Samples a step")->check(whole);
-  command->add_option("--batches", options->presets.batches, "Batches to simulate")->check(whole);
+  command->add_option("--batches", options->presets.batches, "Batches to simulate")
+      ->check(whole)
+      ->capture_default_str();
   command->add_option("--pp", study.pp, "Numbers of pipeline stages to try")
       ->delimiter(',')
       ->check(whole);
@@ -228,31 +232,29 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       ->check(whole);
   command->add_option("--micro-batches", options->micro_batches, "Of a replica; without it, tried")
       ->check(whole);
-  command
-      ->add_option("--recompute", study.recompute,
-                   "Activations computed again in the backward pass: none, mlp, layer")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, RecomputePlan>{{"none", RecomputePlan::kNone},
-                                               {"mlp", RecomputePlan::kMlp},
-                                               {"layer", RecomputePlan::kLayer}}));
+  AddEnumOption<RecomputePlan>(*command, "--recompute", &study.recompute,
+                               "Activations computed again in the backward pass: none, mlp, layer",
+                               {{"none", RecomputePlan::kNone},
+                                {"mlp", RecomputePlan::kMlp},
+                                {"layer", RecomputePlan::kLayer}});
   command->add_option("--element-bytes", study.element_bytes, "Of an activation: 2, 4 or 8")
-      ->check(CLI::IsMember({2, 4, 8}));
+      ->check(CLI::IsMember({2, 4, 8}))
+      ->capture_default_str();
   command->add_option("--tolerance", options->presets.tolerance, "Of the attention planner")
-      ->check(CLI::Range(0.0, 10.0));
-  command
-      ->add_option("--messages", study.mode,
-                   "ping-pong (beside computation), one-stream, or signal (one byte each)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, MessageMode>{{"ping-pong", MessageMode::kPingPong},
-                                             {"one-stream", MessageMode::kOneStream},
-                                             {"signal", MessageMode::kSignal}}));
-  command
-      ->add_option("--order", study.order,
-                   "Of a layer's pieces on a rank: ping-pong, staggered, staggered-forward")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, PieceOrder>{{"ping-pong", PieceOrder::kPingPong},
-                                            {"staggered", PieceOrder::kStaggered},
-                                            {"staggered-forward", PieceOrder::kStaggeredForward}}));
+      ->check(CLI::Range(0.0, 10.0))
+      ->capture_default_str();
+  AddEnumOption<MessageMode>(
+      *command, "--messages", &study.mode,
+      "ping-pong (beside computation), one-stream, or signal (one byte each)",
+      {{"ping-pong", MessageMode::kPingPong},
+       {"one-stream", MessageMode::kOneStream},
+       {"signal", MessageMode::kSignal}});
+  AddEnumOption<PieceOrder>(
+      *command, "--order", &study.order,
+      "Of a layer's pieces on a rank: ping-pong, staggered, staggered-forward",
+      {{"ping-pong", PieceOrder::kPingPong},
+       {"staggered", PieceOrder::kStaggered},
+       {"staggered-forward", PieceOrder::kStaggeredForward}});
   command
       ->add_option("--servers", study.servers,
                    "Ranks of a tensor-parallel coordinate that only "
@@ -271,16 +273,15 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
   command->add_option("--tolerances", options->tolerances, "Tolerances of the ablation")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 10.0));
-  command
-      ->add_option("--preset", options->preset,
-                   "Published experiments: paper-3d, paper-4d, paper-absolute, paper-ablations; "
-                   "larger ones: beyond")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, SimPreset>{{"paper-3d", SimPreset::k3d},
-                                           {"paper-4d", SimPreset::k4d},
-                                           {"paper-absolute", SimPreset::kAbsolute},
-                                           {"paper-ablations", SimPreset::kAblations},
-                                           {"beyond", SimPreset::kBeyond}}));
+  AddEnumOption<SimPreset>(
+      *command, "--preset", &options->preset,
+      "Published experiments: paper-3d, paper-4d, paper-absolute, paper-ablations; "
+      "larger ones: beyond",
+      {{"paper-3d", SimPreset::k3d},
+       {"paper-4d", SimPreset::k4d},
+       {"paper-absolute", SimPreset::kAbsolute},
+       {"paper-ablations", SimPreset::kAblations},
+       {"beyond", SimPreset::kBeyond}});
   command->add_option("--pretrain", options->presets.pretrain, "Lengths for a preset")
       ->type_name("FILE");
   command->add_option("--prolong", options->presets.prolong, "Lengths for a preset")
@@ -289,7 +290,8 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       ->type_name("DIR");
   command->add_option("--most-gpus", options->presets.most_gpus, "Leave out larger cases")
       ->check(whole);
-  command->add_option("--seed", options->presets.seed, "Of what recipes draw");
+  command->add_option("--seed", options->presets.seed, "Of what recipes draw")
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "Without it, one a core")
       ->check(CLI::Range(0, 4096));
   command->add_flag("--json", options->json, "Print JSON");

@@ -42,10 +42,25 @@ std::string SubcommandHint(const CLI::App& app, int argc, char** argv) {
   return "";
 }
 
+// An option that nothing takes may be why another one is missing, and CLI11 tells the latter alone.
+std::string StrayHint(const CLI::App& app) {
+  for (const CLI::App* command : app.get_subcommands()) {
+    if (std::string hint = StrayHint(*command); !hint.empty()) return hint;
+  }
+  const std::vector<std::string> stray = app.remaining();
+  if (stray.empty()) return "";
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  const std::string nearest = stray[0][0] == '-' ? NearestWord(stray[0], names) : "";
+  return ", and '" + stray[0] + "' is not an argument of '" + app.get_name() + "'" +
+         (nearest.empty() ? "" : "; did you mean '" + nearest + "'?");
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("Evenkeel trains long-context language models on many ranks, evenly loaded.",
                "evenkeel");
-  app.footer(kFooter);
   app.require_subcommand(1);
   app.set_version_flag("--version", VersionText());
   CommandBody body;
@@ -60,6 +75,7 @@ int Main(int argc, char** argv) {
   AddDoctorCommand(app, &body);
   AddBenchCommand(app, &body);
   AddCompletionCommand(app, &body);
+  app.footer(kFooter);  // after the subcommands, which would inherit it
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& request) {
@@ -70,8 +86,10 @@ int Main(int argc, char** argv) {
     return app.exit(request);
   } catch (const CLI::ParseError& error) {
     const std::string hint = SubcommandHint(app, argc, argv);
-    std::fprintf(stderr, "error: %s\nRun with --help for usage and examples.\n",
-                 hint.empty() ? error.what() : hint.c_str());
+    const bool missing = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError);
+    std::fprintf(stderr, "error: %s%s\nRun with --help for usage and examples.\n",
+                 hint.empty() ? error.what() : hint.c_str(),
+                 hint.empty() && missing ? StrayHint(app).c_str() : "");
     return static_cast<int>(ExitCode::kUsage);
   }
   const absl::Status status = body();
