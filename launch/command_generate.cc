@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <memory>
+#include <sstream>
+#include <system_error>
 
 #include "absl/strings/str_format.h"
 #include "launch/commands.h"
@@ -32,9 +34,16 @@ struct GenerateOptions {
 
 absl::StatusOr<std::string> PromptText(const GenerateOptions& options) {
   if (options.prompt_file.empty()) return options.prompt;
+  std::error_code error;
+  if (std::filesystem::is_directory(options.prompt_file, error)) {
+    return DataError(options.prompt_file + ": is a folder; --prompt-file takes a text file");
+  }
   std::ifstream file(options.prompt_file, std::ios::binary);
-  if (!file) return DataError(options.prompt_file + ": cannot be read");
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  std::ostringstream text;
+  // Unlike an iterator over the file, this does not throw when a read fails.
+  if (file.peek() != std::ifstream::traits_type::eof()) text << file.rdbuf();
+  if (file.bad() || !file.is_open()) return DataError(options.prompt_file + ": cannot be read");
+  return text.str();
 }
 
 absl::Status GenerateText(const GenerateOptions& options) {

@@ -37,7 +37,9 @@ std::vector<size_t> Draw(size_t n, size_t count, int64_t seed) {
 }  // namespace
 
 absl::StatusOr<std::vector<int64_t>> ReadLengths(const std::string& file) {
-  EK_ASSIGN_OR_RETURN(const nlohmann::json json, ReadJsonFile(file));
+  const absl::StatusOr<nlohmann::json> read = ReadJsonFile(file);
+  if (!read.ok()) return WithExitCode(read.status(), ExitCode::kData);
+  const nlohmann::json& json = *read;
   const auto wrong = [&file](const std::string& what) {
     return WithExitCode(absl::InvalidArgumentError(absl::StrCat(file, ": ", what)),
                         ExitCode::kData);
