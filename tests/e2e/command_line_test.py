@@ -41,6 +41,14 @@ class CommandLineTest(EndToEndTest):
                       ("generate", "-m", "x", "-n", "-3"), ("plan", "--ranks", "0")):
             output = self.run_program(*words, code=USAGE)
             self.assertIn("error: ", output, words)
+        self.assertIn("did you mean '--config'", self.run_program("train", "--confg", "x",
+                                                                  code=USAGE))
+        self.assertIn("'x.yaml' is not an argument of 'train'",
+                      self.run_program("train", "x.yaml", code=USAGE))
+        output = self.run_program("checkpoint", "export", "a", "b", "--dtype", "fp16", code=USAGE)
+        self.assertIn("fp16 not in {float32,bfloat16,float16,float64}", output)
+        output = self.run_program("simulate", "--preset", "paper", code=USAGE)
+        self.assertIn("{paper-3d,paper-4d,", output)
 
     def test_completion(self):
         script = self.run_program("completion", "bash")
@@ -74,6 +82,14 @@ class CommandLineTest(EndToEndTest):
         printed = self.folder / "printed.yaml"
         printed.write_text(self.run_program("config", "check", config, "--print"))
         self.run_program("config", "check", printed)
+        # A layout that no number of ranks makes good.
+        output = self.run_program("config", "check", config, "--set", "parallel.pp=2", "--set",
+                                  "parallel.layers_per_stage=[1, 4]", code=USAGE)
+        self.assertIn("parallel.layers_per_stage", output)
+        servers = ("--set", "parallel.attention=disaggregated", "--set",
+                   "parallel.attention_servers=2")
+        self.run_program("config", "check", config, *servers)
+        self.assertIn("Mesh of 1 rank", self.run_program("plan", "--config", config, *servers))
         self.assertFalse(run.exists())
 
     def test_plan_of_a_layout(self):
@@ -150,7 +166,10 @@ class CommandLineTest(EndToEndTest):
         self.assertIn("documents  12", self.run_program("data", "stat", text, "--check"))
         config, run = self.config(data__train=text, data__validation=held, train__steps=150,
                                   train__lr=0.02, runtime__dtype="float32")
-        self.assertIn("done: step 150", self.train(config))
+        self.assertIn("done: step 150, loss ", self.train(config))
+        output = self.train(config)
+        self.assertIn("nothing to train: train.steps is 150", output)
+        self.assertIn("done: step 150, in ", output)
         step = checkpoint_folder(run, 150)
         exported = self.folder / "exported"
         self.run_program("checkpoint", "export", run, exported)
@@ -179,7 +198,20 @@ class CommandLineTest(EndToEndTest):
         prompt.write_text("the ship")
         self.assertEqual(self.run_program("generate", "-m", run, "--prompt-file", prompt, "-n", 50,
                                           "-t", 0, "-q"), texts[0])
+        for path, what in ((self.folder, "is a folder"), (prompt / "x", "cannot be read")):
+            self.assertIn(f"{path}: {what}", self.run_program("generate", "-m", run, "--prompt-file",
+                                                              path, code=3))
         self.run_program("generate", "-m", self.folder / "absent", code=4)
+        self.assertIn("no run folder", self.run_program("checkpoint", "list", exported, code=4))
+
+        # Weights to start from may be named as for the commands above.
+        config, _ = self.config("again", data__train=text, data__validation=held, train__steps=1,
+                                train__warmup_steps=0, runtime__dtype="float32")
+        self.assertIn("done: step 1", self.train(config, f"train.init_from={run}"))
+        self.assertLess(metrics(self.folder / "again", "train")[0]["loss"], 1)
+        config, _ = self.config("wrong", data__train=text)
+        self.assertIn("train.init_from: ", self.train(
+            config, f"train.init_from={self.folder}/absent", ranks=0, code=4))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import unittest
 
-from harness import (EVENKEEL, MPIEXEC, EndToEndTest, checkpoint_folder, checkpoint_steps,
+from harness import (EVENKEEL, MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_folder, checkpoint_steps,
                      environment, flip_bit, metrics, random_documents, write_dataset)
 
 USAGE, DATA, CHECKPOINT, DIVERGED = 2, 3, 4, 5
@@ -100,8 +100,9 @@ class DataTest(EndToEndTest):
 
     def test_missing_and_damaged_data(self):
         config, _ = self.config()
-        output = self.train(config, f"data.train={self.folder}/nowhere", code=DATA)
-        self.assertIn("nowhere", output)
+        for key in ("data.train", "data.validation"):
+            output = self.train(config, f"{key}={self.folder}/nowhere", code=DATA)
+            self.assertIn(f"{key}: {self.folder}/nowhere.idx", output)
         index = (self.folder / "train.idx").read_bytes()
         tokens = (self.folder / "train.bin").read_bytes()
         for name, data in (("train.idx", index[:-5]), ("train.idx", b""),
@@ -122,6 +123,31 @@ class DataTest(EndToEndTest):
         config, _ = self.config()
         output = self.train(config, ranks=4, code=DATA)
         self.assertIn("train.bin: document 7, position 20", output)
+
+    def test_a_data_set_described_for_another_model(self):
+        text, built = self.folder / "a.txt", self.folder / "built"
+        text.write_text("even keel\n" * 50)
+        self.run_program("data", "build", text, "-o", built)
+        config, run = self.config(data__train=built, model__vocab_size=200)
+        # No byte of the text is that large, but the end of each document is.
+        output = self.train(config, "data.validation=", ranks=0, code=DATA)
+        self.assertIn("built.dataset.json: the vocabulary of tokenizer bytes is 257", output)
+        self.assertIn("model.vocab_size", output)
+        self.assertFalse(run.exists())
+        (self.folder / "built.dataset.json").write_text("{")
+        for words in (("train", "-c", config), ("data", "stat", built)):
+            self.assertIn("built.dataset.json", self.run_program(*words, code=DATA))
+
+    def test_lists_of_lengths(self):
+        lengths = self.folder / "lengths.json"
+        words = ("simulate", "-m", "configs/llama3_8b.yaml", "--cluster",
+                 "configs/clusters/h100.yaml", "--lengths", lengths, "-n", 16, "--max-doc-len",
+                 4096, "--batch", 8)
+        words = [REPOSITORY / w if str(w).startswith("configs/") else w for w in words]
+        for text in (None, "[1, 2", "[]", "[0]", "{}"):
+            if text is not None:
+                lengths.write_text(text)
+            self.assertIn("lengths.json", self.run_program(*words, code=DATA))
 
     def test_building_from_nothing(self):
         out = self.folder / "built"
