@@ -34,6 +34,8 @@ data=data/quickstart
 run=runs/quickstart
 ranks=4
 mpirun=$(sed -n 's/^MPIEXEC_EXECUTABLE:[A-Z]*=//p' build/cpu/CMakeCache.txt)
+# Under the name that the messages give: `pidof mpirun` finds no mpiexec.
+[[ ! -x ${mpirun%/*}/mpirun ]] || mpirun=${mpirun%/*}/mpirun
 # Four ranks also on a machine of fewer cores, and each on any core.
 mpirun_options=(--oversubscribe --bind-to none -np "$ranks")
 [[ $(id -u) != 0 ]] || mpirun_options+=(--allow-run-as-root)
