@@ -1,8 +1,10 @@
 #include "runtime/comm/agreement.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status_macros.h"
@@ -18,6 +20,15 @@ std::vector<int32_t> ToWords(const std::string& text) {
   std::vector<int32_t> words((text.size() + 3) / 4);
   if (!text.empty()) std::memcpy(words.data(), text.data(), text.size());
   return words;
+}
+
+// The beginning of the first line that is not the same in all of `texts`, whose order is that of a
+// map: what the first and the last have in common, all have.
+size_t FirstDifference(const std::string& first, const std::string& last) {
+  const size_t common =
+      std::mismatch(first.begin(), first.end(), last.begin(), last.end()).first - first.begin();
+  const size_t line_end = common == 0 ? std::string::npos : first.rfind('\n', common - 1);
+  return line_end == std::string::npos ? 0 : line_end + 1;
 }
 
 }  // namespace
@@ -69,10 +80,12 @@ absl::Status AgreeOnString(Communicator& comm, const std::string& value, const s
   std::map<std::string, std::vector<int>> ranks_of;
   for (int r = 0; r < comm.size(); ++r) ranks_of[values[static_cast<size_t>(r)]].push_back(r);
   if (ranks_of.size() == 1) return absl::OkStatus();
+  const size_t begin = FirstDifference(ranks_of.begin()->first, ranks_of.rbegin()->first);
   std::vector<std::string> parts;
   for (const auto& [text, ranks] : ranks_of) {
+    const std::string line = text.substr(begin, text.find('\n', begin) - begin);
     parts.push_back(absl::StrCat(FormatRanks(ranks), ranks.size() == 1 ? " has " : " have ",
-                                 text.substr(0, kMaxShownValue)));
+                                 absl::StripAsciiWhitespace(line.substr(0, kMaxShownValue))));
   }
   return WithExitCode(absl::FailedPreconditionError(absl::StrCat("the ranks differ in ", what, ": ",
                                                                  absl::StrJoin(parts, "; "))),

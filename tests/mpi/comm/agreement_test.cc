@@ -43,6 +43,14 @@ TEST_F(Agreement, DifferentStringsAreNamedWithTheirRanks) {
   const char* expected[] = {"", "", "rank 0 has a", "ranks 0, 2 have a", "ranks 0, 2, 3 have a"};
   EXPECT_EQ(status.message(), std::string("the ranks differ in version: ") +
                                   expected[comm_.size()] + "; rank 1 has b");
+
+  // Of long texts the line that differs, not the beginning, which may not.
+  const std::string begin = "x: " + std::string(300, '-') + "\n", end = "z: 1\n";
+  const absl::Status lines = AgreeOnString(
+      comm_, begin + (comm_.rank() == 1 ? "  yb: 2" : "  ya: 2") + "\n" + end, "config");
+  const char* others[] = {"", "", "rank 0 has", "ranks 0, 2 have", "ranks 0, 2, 3 have"};
+  EXPECT_EQ(lines.message(), std::string("the ranks differ in config: ") + others[comm_.size()] +
+                                 " ya: 2; rank 1 has yb: 2");
 }
 
 TEST_F(Agreement, AllRanksGetTheFailureOfTheLowestOne) {
