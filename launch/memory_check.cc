@@ -111,6 +111,12 @@ std::string Remedy(const RunConfig& config, const ParallelPlan& plan, const Need
       }
     }
   }
+  // Shorter samples do not help a model that is too large by itself.
+  const MemoryPlan rank = need.Of(1, Recompute::kLayer, 1).largest;
+  if (plan.mesh.num_ranks() == 1 && rank.weights + rank.gradients + rank.optimizer > memory.bytes) {
+    return absl::StrCat("the model alone does not fit: spread it over more than one ", memory.owner,
+                        " with parallel.tp or pp");
+  }
   return absl::StrCat(
       memory.sharers > 1 ? absl::StrCat("start fewer ranks a ", memory.owner, ", or ") : "",
       plan.mesh.num_ranks() > 1 ? "raise parallel.tp, pp or cp, or " : "",

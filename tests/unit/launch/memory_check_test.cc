@@ -68,9 +68,19 @@ TEST(CheckFits, NamesTheNearestRemedy) {
 }
 
 TEST(CheckFits, FewerRanksAreARemedyOnlyOfSeveral) {
-  const absl::Status status = CheckFits(SmallRun(), 1, Host(2, int64_t{1} << 20));
+  const absl::Status status = CheckFits(SmallRun(), 1, Host(2, int64_t{1} << 23));
   EXPECT_THAT(std::string(status.message()),
               ::testing::EndsWith(": start fewer ranks a host, or lower data.sequence_length"));
+}
+
+TEST(CheckFits, ShorterSamplesAreNoRemedyOfALargeModel) {
+  const MemoryPlan plan = *PlanRankMemory(SmallRun(), 1, 1, Recompute::kLayer);
+  const int64_t state = plan.weights + plan.gradients + plan.optimizer;
+  EXPECT_THAT(std::string(CheckFits(SmallRun(), 1, Host(1, state - 1)).message()),
+              ::testing::EndsWith(": the model alone does not fit: spread it over more than one "
+                                  "host with parallel.tp or pp"));
+  EXPECT_THAT(std::string(CheckFits(SmallRun(), 1, Host(1, state)).message()),
+              ::testing::EndsWith(": lower data.sequence_length"));
 }
 
 TEST(CheckFits, SpeaksOfTheGpuAndPlansForIt) {
@@ -91,7 +101,7 @@ TEST(CheckFits, SpeaksOfTheGpuAndPlansForIt) {
   EXPECT_THAT(message(2 * three, 2), ::testing::EndsWith(": train.micro_batch_size=3 fits"));
   EXPECT_THAT(message(Total(config, 1, Recompute::kLayer), 1),
               ::testing::EndsWith(": runtime.recompute=layer with train.micro_batch_size=1 fits"));
-  EXPECT_THAT(message(int64_t{1} << 20, 2),
+  EXPECT_THAT(message(int64_t{1} << 23, 2),
               ::testing::EndsWith(": start fewer ranks a GPU, or lower data.sequence_length"));
 }
 
