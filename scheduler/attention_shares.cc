@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include "scheduler/short_documents.h"
+
 namespace evenkeel {
 namespace {
 
@@ -206,6 +208,8 @@ class Sharing {
     using Room = std::pair<double, int32_t>;
     std::set<Room> rooms;
     std::vector<double> room = room_;
+    DealShortDocuments(pool_, kLeastShare * total_load_ / total_speed_, &excess_, &room, shared);
+    for (size_t s = 0; s < room.size(); ++s) load_[s] += room_[s] - room[s];
     for (size_t s = 0; s < room.size(); ++s) {
       if (room[s] > 0) rooms.insert({room[s], static_cast<int32_t>(s)});
     }

@@ -318,6 +318,22 @@ TEST(PlanDisaggregation, OfNoQueries) {
   EXPECT_EQ(plan.load, (std::vector<double>{0, 0}));
 }
 
+// Beside a long document, short ones are most of the queries and next to no work: one server could
+// take them all.
+TEST(PlanDisaggregation, DedicatedServersShareShortDocumentsEvenly) {
+  std::vector<int64_t> lengths(7 * 64, 256);
+  lengths.push_back(64 * 256);
+  AttentionPool pool =
+      LayInOrder(lengths, {2 * 16384, 2 * 16384, 2 * 16384, 2 * 16384, 0, 0, 0, 0});
+  pool.speed = {0, 0, 0, 0, 1, 1, 1, 1};
+  const auto plan = PlanDisaggregation(pool, AttentionCost::PerPair(1), {});
+  ExpectCoverage(pool, plan, kShard);
+  ExpectBalance(pool, AttentionCost::PerPair(1), plan, 0.05);
+  std::vector<int64_t> queries(8, 0);
+  for (const ServerTask& task : plan.tasks) queries[static_cast<size_t>(task.server)] += task.q_len;
+  EXPECT_LT(*std::max_element(queries.begin(), queries.end()), 1.3 * 2 * 16384);
+}
+
 TEST(PlanDisaggregation, AnOwnerWithoutSpeedServesNothing) {
   AttentionPool pool = LayInOrder({20000, 30000, 7, 10000}, {30000, 30007, 0, 0});
   pool.speed = {0, 0, 1, 2};
