@@ -8,8 +8,9 @@
 namespace evenkeel {
 namespace {
 
-TensorView Workspace(const OpContext& context, DType dtype, Shape shape) {
-  return context.arena.Allocate(dtype, shape, MemoryPurpose::kWorkspace);
+// Where it does not fit, the error names the purpose.
+TensorView Buffer(const OpContext& context, DType dtype, Shape shape) {
+  return context.arena.Allocate(dtype, shape, MemoryPurpose::kCommunication);
 }
 
 void WaitFor(AxisComm* pool, Work& work) {
@@ -68,14 +69,14 @@ ServerForward::ServerForward(const OpContext& context, AxisComm* pool,
       clock_(clock) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
-  sent_q_ = Workspace(context, dtype, {sent, heads.q_width()});
-  sent_kv_ = Workspace(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
-  back_out_ = Workspace(context, dtype, {sent, heads.out_width()});
-  back_lse_ = Workspace(context, wide, {sent, heads.num_heads});
-  q_ = Workspace(context, dtype, {held, heads.q_width()});
-  kv_ = Workspace(context, dtype, {exchange.keys.num_held, heads.kv_width()});
-  out_ = Workspace(context, dtype, {held, heads.out_width()});
-  lse_ = Workspace(context, wide, {held, heads.num_heads});
+  sent_q_ = Buffer(context, dtype, {sent, heads.q_width()});
+  sent_kv_ = Buffer(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
+  back_out_ = Buffer(context, dtype, {sent, heads.out_width()});
+  back_lse_ = Buffer(context, wide, {sent, heads.num_heads});
+  q_ = Buffer(context, dtype, {held, heads.q_width()});
+  kv_ = Buffer(context, dtype, {exchange.keys.num_held, heads.kv_width()});
+  out_ = Buffer(context, dtype, {held, heads.out_width()});
+  lse_ = Buffer(context, wide, {held, heads.num_heads});
 }
 
 void ServerForward::Dispatch(ConstTensorView q, ConstTensorView k, ConstTensorView v,
@@ -147,15 +148,15 @@ ServerBackward::ServerBackward(const OpContext& context, AxisComm* pool,
       returned_(returned) {
   const DType dtype = context.dtype, wide = context.wide_dtype();
   const int64_t sent = exchange.queries.num_sent, held = exchange.queries.num_held;
-  sent_rows_ = Workspace(context, dtype, {sent, query_width()});
-  sent_lse_ = Workspace(context, wide, {sent, heads.num_heads});
-  sent_kv_ = Workspace(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
-  back_dq_ = Workspace(context, dtype, {sent, heads.q_width()});
-  rows_ = Workspace(context, dtype, {held, query_width()});
-  lse_ = Workspace(context, wide, {held, heads.num_heads});
-  kv_ = Workspace(context, dtype, {exchange.keys.num_held, heads.kv_width()});
-  dq_ = Workspace(context, dtype, {held, heads.q_width()});
-  dkv_ = Workspace(context, wide, {exchange.keys.num_held, heads.kv_width()});
+  sent_rows_ = Buffer(context, dtype, {sent, query_width()});
+  sent_lse_ = Buffer(context, wide, {sent, heads.num_heads});
+  sent_kv_ = Buffer(context, dtype, {exchange.keys.num_sent, heads.kv_width()});
+  back_dq_ = Buffer(context, dtype, {sent, heads.q_width()});
+  rows_ = Buffer(context, dtype, {held, query_width()});
+  lse_ = Buffer(context, wide, {held, heads.num_heads});
+  kv_ = Buffer(context, dtype, {exchange.keys.num_held, heads.kv_width()});
+  dq_ = Buffer(context, dtype, {held, heads.q_width()});
+  dkv_ = Buffer(context, wide, {exchange.keys.num_held, heads.kv_width()});
 }
 
 void ServerBackward::Dispatch(const Rows& rows) {

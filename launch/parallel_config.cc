@@ -283,6 +283,8 @@ RankLayout ParallelPlan::LayoutOf(const MeshCoord& coord) const {
   layout.sharding = sharding;
   layout.context = context;
   layout.key_value_copies = comms().key_value_copies;
+  layout.num_dedicated = num_dedicated;
+  layout.disaggregation = disaggregation;
   return layout;
 }
 

@@ -54,6 +54,10 @@ ModelShape ShapeOf(const ModelConfig& config, const ModelPart& part) {
   for (int64_t local = 0; local < layout.num_layers(); ++local) {
     shape.layers.push_back(ShapeOf(MakeBlockSpec(config, part, layout.layer(local))));
   }
+  for (int64_t layer = 0; layer < config.num_layers && !shape.pooled.has_value(); ++layer) {
+    if (config.kind(layer) != LayerKind::kSoftmax) continue;
+    shape.pooled = ShapeOf(MakeBlockSpec(config, part, layer));
+  }
   for (const LayerRange& chunk : part.chunks) {
     const int64_t begin = shape.chunks.empty() ? 0 : shape.chunks.back().end;
     shape.chunks.push_back({begin, begin + chunk.end - chunk.begin});

@@ -50,7 +50,7 @@ absl::Status PipelineRun::MakeSlots(int count) {
 }
 
 int64_t PipelineRun::arena_bytes() const {
-  int64_t bytes = pool_arena_ == nullptr ? 0 : pool_arena_->peak_bytes();
+  int64_t bytes = 0;
   for (const auto& slot : slots_) bytes += slot->arena->peak_bytes();
   return bytes;
 }

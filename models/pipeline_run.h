@@ -66,8 +66,12 @@ class PipelineRun {
     return server_clocks_[phase == PipelinePhase::kForward ? 0 : 1].Take();
   }
 
-  // Of the arenas of all slots, beside the context's.
+  // Of the arenas of all slots, beside the context's, and of the one for what travels to attention
+  // servers.
   int64_t arena_bytes() const;
+  int64_t pool_arena_bytes() const {
+    return pool_arena_ == nullptr ? 0 : pool_arena_->peak_bytes();
+  }
   int num_slots() const { return static_cast<int>(slots_.size()); }
 
  private:

@@ -71,7 +71,7 @@ class TickServers {
     const int64_t second = layer().nano[1].num_returned();
     const int64_t all = second + layer().nano[0].num_returned();
     returned_ = context.arena.Allocate(context.wide_dtype(), {all, access_.heads.kv_width()},
-                                       MemoryPurpose::kWorkspace);
+                                       MemoryPurpose::kCommunication);
     const TensorView parts[2] = {returned_.Rows(second, all), returned_.Rows(0, second)};
     for (int n = 0; n < 2; ++n) {
       backward_[n].emplace(context, access_.axis, layer().nano[n], access_.heads, access_.mode,

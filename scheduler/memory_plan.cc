@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "scheduler/pass_memory.h"
+#include "scheduler/server_memory.h"
 #include "scheduler/stage_order.h"
 #include "scheduler/unit_traffic.h"
 
@@ -72,9 +73,7 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
     plan.workspace += slot.peak - slot.kept;
   }
   if (layout.pools_attention()) {
-    int64_t pool = 0;
-    for (const PassMemory& pass : of_chunk) pool = std::max(pool, pass.pool);
-    plan.workspace += pool;
+    for (const PassMemory& pass : of_chunk) plan.attention = std::max(plan.attention, pass.pool);
   }
   if (layout.mesh.pp > 1 && !(shape.is_first && num_chunks == 1)) {
     const int64_t rows =
@@ -83,6 +82,14 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
     plan.workspace += used * rows * shape.hidden_size * compute.element_bytes;
   }
   if (compute.is_gpu) plan.workspace += kGpuScratchBytes;
+  return plan;
+}
+
+MemoryPlan PlanServerMemory(const ModelShape& shape, const RankLayout& layout,
+                            const MicroBatchTokens& tokens, const ComputeShape& compute) {
+  MemoryPlan plan;
+  plan.attention = ServerBufferBytes(*shape.pooled, layout, tokens, compute, PoolRole::kDedicated);
+  if (compute.is_gpu) plan.workspace = kGpuScratchBytes;
   return plan;
 }
 

@@ -1,6 +1,7 @@
 // How much memory a rank needs for a training step, by purpose, before anything is started. It
-// follows what the runtime allocates, item by item; tests hold the two together. On the CPU only
-// the scratch of the attention kernels is left out: a few hundred KiB a thread, whatever the
+// follows what the runtime allocates, item by item; tests hold the two together. What attention
+// servers exchange depends on the documents, and is a bound (scheduler/server_memory.h). On the CPU
+// only the scratch of the attention kernels is left out: a few hundred KiB a thread, whatever the
 // length.
 #pragma once
 
@@ -18,7 +19,10 @@ struct MemoryPlan {
   int64_t optimizer = 0;
   int64_t activations = 0;  // kept from the forward pass for the backward pass
   int64_t workspace = 0;    // on top of that at the peak, inside a layer or the head
-  int64_t total() const { return weights + gradients + optimizer + activations + workspace; }
+  int64_t attention = 0;    // what travels to attention servers and is held by them: a bound
+  int64_t total() const {
+    return weights + gradients + optimizer + activations + workspace + attention;
+  }
 };
 
 // Of a rank that holds the part `shape`, with micro-batches of `tokens` each. Optimizer state is
@@ -27,6 +31,9 @@ struct MemoryPlan {
 MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
                               const MicroBatchTokens& tokens, int64_t micro_batches,
                               const ComputeShape& compute, RecomputePlan recompute);
+// Of a dedicated attention server beside the rank at `layout`, which holds `shape`.
+MemoryPlan PlanServerMemory(const ModelShape& shape, const RankLayout& layout,
+                            const MicroBatchTokens& tokens, const ComputeShape& compute);
 // Of one rank with the whole model and one micro-batch of `tokens`.
 MemoryPlan PlanTrainingMemory(const ModelShape& shape, int64_t tokens, const ComputeShape& compute,
                               RecomputePlan recompute);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace evenkeel {
@@ -60,6 +61,9 @@ struct ModelShape {
   std::vector<ChunkShape> chunks;   // of the layers
   std::vector<int64_t> unit_begin;  // of the flat buffer: exact, embedding, layers, head, end
   std::vector<SharedRange> shared;  // ascending
+  // A softmax layer of the whole model, if there is one, with this part's heads: what ranks without
+  // such a layer serve too.
+  std::optional<LayerShape> pooled;
 };
 
 }  // namespace evenkeel

@@ -6,6 +6,7 @@
 #include "parallel/sequence_layout.h"
 #include "scheduler/core_memory.h"
 #include "scheduler/memory_meter.h"
+#include "scheduler/server_memory.h"
 
 namespace evenkeel {
 namespace {
@@ -169,26 +170,18 @@ class PassReplay {
     AddTravel(2);
   }
 
-  // The backward pass needs more than the forward pass.
+  // In the backward pass, which needs more than the forward pass: gradients of two layers'
+  // projections, one of them open, projections if these are computed again, the gradient of the
+  // output, and buffers.
   int64_t PoolBytes() const {
-    int64_t most = 0;
+    if (!layout_.pools_attention()) return 0;
+    int64_t width = 0;
     for (const LayerShape& layer : shape_.layers) {
-      if (!IsPooled(layer)) continue;
-      const int64_t projections = recompute_ == RecomputePlan::kLayer ? 4 : 2;
-      int64_t elements = mine_ * (projections * layer.projection_width + layer.out_width);
-      int64_t wide = 0;
-      // Sent, and held as a server: queries with out and dout, and dq.
-      const int64_t q_width = layer.num_heads * layer.qk_size;
-      elements += 2 * mine_ * (2 * q_width + 2 * layer.out_width);
-      wide += 2 * mine_ * layer.num_heads;
-      const int64_t key_rows = 3 * mine_ + (layout_.mesh.cp > 1 ? tokens_.all - mine_ : 0);
-      elements += key_rows * layer.kv_width();
-      wide += (key_rows + mine_) * layer.kv_width();
-      const int64_t bytes = elements * compute_.element_bytes + wide * compute_.wide_bytes +
-                            CoreBackwardScratch(layer, mine_, compute_);
-      most = std::max(most, bytes);
+      if (IsPooled(layer)) width = layer.projection_width;
     }
-    return most;
+    const int64_t projections = recompute_ == RecomputePlan::kLayer ? 4 : 2;
+    return mine_ * (projections * width + shape_.pooled->out_width) * compute_.element_bytes +
+           ServerBufferBytes(*shape_.pooled, layout_, tokens_, compute_, PoolRole::kMesh);
   }
 
   void PostAttentionBackward(const LayerShape& layer) {

@@ -14,9 +14,7 @@ struct PassMemory {
   int64_t kept = 0;  // bytes, from the forward pass until the backward pass
   int64_t peak = 0;  // at any time, `kept` included
   // In the arena for what travels to attention servers, which all passes share: what two layers
-  // have open at a time, and buffers as if every query travelled once, and its keys twice and
-  // those of other context-parallel ranks once. What plans need depends on the documents; where
-  // most stay in place it is less.
+  // have open at a time, and buffers (scheduler/server_memory.h).
   int64_t pool = 0;
 };
 

@@ -1,5 +1,7 @@
 #include "scheduler/rank_layout.h"
 
+#include <algorithm>
+
 #include "parallel/sequence_layout.h"
 
 namespace evenkeel {
@@ -9,6 +11,7 @@ MicroBatchTokens CountTokens(const RankLayout& layout, absl::Span<const int64_t>
   for (const int64_t length : document_lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
   MicroBatchTokens tokens;
   tokens.all = cu_seqlens.back();
+  for (const int64_t length : document_lengths) tokens.longest = std::max(tokens.longest, length);
   if (layout.mesh.cp == 1) {
     tokens.rows = {tokens.all};
     return tokens;

@@ -8,6 +8,7 @@
 #include "parallel/context_strategy.h"
 #include "parallel/mesh.h"
 #include "parallel/sharding.h"
+#include "scheduler/disaggregation_plan.h"
 
 namespace evenkeel {
 
@@ -17,9 +18,17 @@ struct RankLayout {
   ShardingStage sharding = ShardingStage::kNone;
   ContextStrategy context;
   int key_value_copies = 1;  // tensor-parallel ranks that hold the same key/value head
+  // Where softmax attention is pooled: dedicated servers of each tensor-parallel place, and how
+  // servers share.
+  int num_dedicated = 0;
+  DisaggregationOptions disaggregation;
 
   // Whether softmax attention is computed by the servers of a pool, in nano-batches.
   bool pools_attention() const { return context.softmax == SoftmaxExchange::kDisaggregated; }
+  // Of the pool.
+  int64_t num_servers() const {
+    return num_dedicated > 0 ? num_dedicated : int64_t{1} * mesh.pp * mesh.dp * mesh.cp;
+  }
   // The ranks with the same parameters, and this rank's place among them.
   int data_ranks() const { return mesh.dp * mesh.cp; }
   int data_place() const { return coord.dp * mesh.cp + coord.cp; }
@@ -30,6 +39,7 @@ struct RankLayout {
 // Tokens of a micro-batch, as a context-parallel rank sees them.
 struct MicroBatchTokens {
   int64_t all = 0;                // of all cp ranks
+  int64_t longest = 0;            // document
   std::vector<int64_t> rows;      // of each
   int64_t pieces_before = 0;      // this rank's pieces that continue an earlier one
   int64_t pieces_after = 0;       // this rank's pieces that a later one continues

@@ -29,6 +29,17 @@ inline std::vector<std::vector<PackedBatch>> BatchesOf(const LayoutCase& layout,
   return batches;
 }
 
+// Their documents as prefix sums.
+inline std::vector<std::vector<std::vector<int64_t>>> CuSeqlensOf(
+    const std::vector<std::vector<PackedBatch>>& batches) {
+  std::vector<std::vector<std::vector<int64_t>>> cu_seqlens;
+  for (const auto& replica : batches) {
+    cu_seqlens.emplace_back();
+    for (const PackedBatch& batch : replica) cu_seqlens.back().push_back(batch.cu_seqlens);
+  }
+  return cu_seqlens;
+}
+
 // Weights that no gradient vanishes for by symmetry: the initial ones, biases and gains shaken.
 inline void FillWeights(TestRuntime& runtime, const ModelConfig& config, TensorView flat) {
   const ParameterLayout layout(config);
@@ -80,9 +91,11 @@ struct WholeRun {
 
 // This rank's part under the layout.
 struct PartRun {
-  PartRun(const LayoutCase& layout, Communicator& comm, DType dtype)
+  // `mesh_comm`: of the ranks of the mesh, where others are dedicated servers.
+  PartRun(const LayoutCase& layout, Communicator& comm, DType dtype,
+          Communicator* mesh_comm = nullptr)
       : runtime(dtype),
-        world(comm),
+        world(mesh_comm == nullptr ? comm : *mesh_comm),
         plan(*PlanParallel(layout.model, layout.parallel, comm.size())),
         mesh(*MeshComms::Create(comm, plan.comms())),
         model(MakeModel(layout)),
@@ -115,11 +128,7 @@ struct PartRun {
     for (size_t r = 0; r < options.speed.size() && r < layout.pool_speed.size(); ++r) {
       options.speed[r] = layout.pool_speed[r];
     }
-    std::vector<std::vector<std::vector<int64_t>>> cu_seqlens;
-    for (const auto& replica : batches) {
-      cu_seqlens.emplace_back();
-      for (const PackedBatch& batch : replica) cu_seqlens.back().push_back(batch.cu_seqlens);
-    }
+    const auto cu_seqlens = CuSeqlensOf(batches);
     const MeshCoord& at = mesh->coord();
     const PoolShape pool = plan.pool();
     return PlanPoolStep(pool, options, cu_seqlens, pool.RankOf(at.pp, at.dp, at.cp));

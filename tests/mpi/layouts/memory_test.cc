@@ -48,8 +48,7 @@ class MemoryOfLayouts : public testing::Test {
                               PlanOf(layout.recompute));
   }
 
-  // What servers are sent depends on the documents, so that of a pool is foretold as a bound.
-  void Compare(const LayoutCase& layout, double least = 0, double most = 0) {
+  void Compare(const LayoutCase& layout) {
     PartRun run(layout, comm_, kDType);
     const auto batches = BatchesOf(layout, 1);
     for (int step = 1; step <= 2; ++step) {
@@ -75,11 +74,6 @@ class MemoryOfLayouts : public testing::Test {
     // Of each arena: the scratch of a thread's kernels is left out, allocations are rounded up.
     const int64_t arenas = is_pipeline ? run.pipeline.num_slots() : 1;
     const int64_t scratch = SizeOf(kDType) * 12 * 1024;
-    if (most > 0) {
-      EXPECT_GE(static_cast<double>(planned), least * static_cast<double>(real));
-      EXPECT_LE(static_cast<double>(planned), most * static_cast<double>(real));
-      return;
-    }
     EXPECT_LE(planned, real + arenas * 4096);
     EXPECT_GE(planned, real - arenas * scratch);
   }
@@ -105,12 +99,12 @@ TEST_F(MemoryOfLayouts, IsThatOfDrawnLayouts) {
   }
 }
 
-TEST_F(MemoryOfLayouts, IsBoundedWithDisaggregatedAttention) {
+TEST_F(MemoryOfLayouts, IsThatOfDisaggregatedAttentionButForWhatTravels) {
   for (uint64_t seed = 970; seed < 982; ++seed) {
     LayoutCase layout = DrawPooledLayout(seed, comm_.size());
     layout.pool_speed.clear();
     UseLongBatches(&layout);
-    Compare(layout, 0.98, 1.6);
+    Compare(layout);
     if (FailedAnywhere(comm_)) return;
   }
 }
