@@ -2,6 +2,7 @@
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "launch/attention_server.h"
@@ -13,6 +14,7 @@
 #include "launch/stop_request.h"
 #include "launch/trainer.h"
 #include "runtime/base/exit_code.h"
+#include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/agreement.h"
 
@@ -31,8 +33,10 @@ absl::Status Train(const ConfigOptions& options) {
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
-    EK_RETURN_IF_ERROR(
-        AgreeOnStatus(rank.comm, CheckFits(config, rank.comm.size(), rank.memory), "memory"));
+    std::string warning;
+    EK_RETURN_IF_ERROR(AgreeOnStatus(
+        rank.comm, CheckFits(config, rank.comm.size(), rank.memory, &warning), "memory"));
+    if (!warning.empty()) LogWarning(warning);
     EK_ASSIGN_OR_RETURN(const ParallelPlan plan,
                         PlanParallel(config.model, config.parallel, rank.comm.size()));
     MeshRanks mesh;

@@ -17,23 +17,35 @@ namespace {
 // What the ranks of a run need.
 struct Need {
   MemoryPlan largest;    // of a rank
+  std::string name;      // of its kind
   int64_t together = 0;  // most of the ranks that share a memory
+  int64_t certain = 0;   // the same without attention buffers, of which there is only a bound
 };
 
-// Ranks [i sharers, (i + 1) sharers) share one.
+// More dedicated servers than so many times those of the config are no remedy.
+constexpr int kMostTimesServers = 16;
+
+// Ranks [i sharers, (i + 1) sharers) share one; dedicated servers come after the mesh.
 int64_t MostTogether(const ParallelPlan& plan, const std::vector<RankKind>& kinds,
                      const std::vector<int64_t>& bytes, int sharers) {
   std::vector<int64_t> of_place(static_cast<size_t>(plan.mesh.pp * plan.mesh.tp));
+  int64_t of_server = 0;
   for (size_t i = 0; i < kinds.size(); ++i) {
+    if (kinds[i].is_dedicated) {
+      of_server = bytes[i];
+      continue;
+    }
     for (int tp = kinds[i].tp_begin; tp < kinds[i].tp_end; ++tp) {
       of_place[static_cast<size_t>(kinds[i].stage * plan.mesh.tp + tp)] = bytes[i];
     }
   }
-  const int64_t ranks = plan.mesh.num_ranks(), per_stage = ranks / plan.mesh.pp;
+  const int64_t ranks = plan.num_ranks(), per_stage = plan.mesh.num_ranks() / plan.mesh.pp;
   int64_t most = 0, sum = 0;
   for (int64_t rank = 0; rank < ranks; ++rank) {
     if (rank % sharers == 0) sum = 0;
-    sum += of_place[static_cast<size_t>(rank / per_stage * plan.mesh.tp + rank % plan.mesh.tp)];
+    const int64_t place = rank / per_stage * plan.mesh.tp + rank % plan.mesh.tp;
+    sum += plan.is_dedicated(static_cast<int>(rank)) ? of_server
+                                                     : of_place[static_cast<size_t>(place)];
     most = std::max(most, sum);
   }
   // Other jobs' ranks beside these are taken to be like them.
@@ -49,13 +61,17 @@ class NeedOfLayout {
 
   Need Of(int64_t micro_batch_size, Recompute recompute, int sharers) const {
     Need need;
-    std::vector<int64_t> bytes;
+    std::vector<int64_t> bytes, certain;
     for (const RankKind& kind : kinds_) {
       const MemoryPlan memory = MemoryOf(config_, plan_, kind, micro_batch_size, recompute);
       bytes.push_back(memory.total());
-      if (memory.total() > need.largest.total()) need.largest = memory;
+      certain.push_back(memory.total() - memory.attention);
+      if (memory.total() <= need.largest.total()) continue;
+      need.largest = memory;
+      need.name = NameOf(plan_, kind);
     }
     need.together = MostTogether(plan_, kinds_, bytes, sharers);
+    need.certain = MostTogether(plan_, kinds_, certain, sharers);
     return need;
   }
 
@@ -80,9 +96,29 @@ class NeedOfLayout {
   std::vector<RankKind> kinds_;
 };
 
-// The first remedy that fits, as a hint.
-std::string Remedy(const RunConfig& config, const ParallelPlan& plan, const NeedOfLayout& need,
-                   const MemoryBudget& memory) {
+// "parallel.attention_servers=4 on 2 more ranks" if dedicated servers are what does not fit, or
+// nothing. Twice as many are tried, and so on.
+std::string MoreServers(const RunConfig& config, const ParallelPlan& plan,
+                        const MemoryBudget& memory) {
+  for (int factor = 2; plan.num_dedicated > 0 && factor <= kMostTimesServers; factor *= 2) {
+    RunConfig more = config;
+    more.parallel.attention_servers = factor * plan.num_dedicated;
+    const int64_t ranks = int64_t{factor - 1} * plan.num_dedicated * plan.mesh.tp;
+    auto layout = PlanParallel(config.model, more.parallel, plan.num_ranks() + ranks);
+    if (!layout.ok()) break;
+    const NeedOfLayout need(more, *std::move(layout));
+    const int64_t micro = config.train.micro_batch_size;
+    if (need.Of(micro, config.runtime.recompute, memory.sharers).together <= memory.bytes) {
+      return absl::StrCat("parallel.attention_servers=", more.parallel.attention_servers, " on ",
+                          ranks, " more rank", ranks == 1 ? "" : "s");
+    }
+  }
+  return "";
+}
+
+// The first settings that fit, as a hint.
+std::string NearestSettings(const RunConfig& config, const ParallelPlan& plan,
+                            const NeedOfLayout& need, const MemoryBudget& memory) {
   const Recompute configured = config.runtime.recompute;
   if (const int64_t micro = need.LargestMicroBatch(configured, memory); micro > 0) {
     return absl::StrCat("train.micro_batch_size=", micro, " fits");
@@ -99,7 +135,7 @@ std::string Remedy(const RunConfig& config, const ParallelPlan& plan, const Need
        ++zero) {
     RunConfig sharded = config;
     sharded.parallel.zero = static_cast<ShardingStage>(zero);
-    auto layout = PlanParallel(config.model, sharded.parallel, plan.mesh.num_ranks());
+    auto layout = PlanParallel(config.model, sharded.parallel, plan.num_ranks());
     if (!layout.ok()) break;
     const NeedOfLayout with_zero(sharded, *std::move(layout));
     for (const auto& [text, recompute] :
@@ -123,6 +159,14 @@ std::string Remedy(const RunConfig& config, const ParallelPlan& plan, const Need
       "lower data.sequence_length");
 }
 
+std::string Remedy(const RunConfig& config, const ParallelPlan& plan, const NeedOfLayout& need,
+                   const MemoryBudget& memory) {
+  const std::string servers = MoreServers(config, plan, memory);
+  const std::string settings = NearestSettings(config, plan, need, memory);
+  if (servers.empty()) return settings;
+  return absl::StrCat(servers, " fits; without more ranks: ", settings);
+}
+
 }  // namespace
 
 absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world_size,
@@ -131,7 +175,8 @@ absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world
   return NeedOfLayout(config, std::move(plan)).Of(micro_batch_size, recompute, 1).largest;
 }
 
-absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory) {
+absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory,
+                       std::string* warning) {
   EK_ASSIGN_OR_RETURN(const ParallelPlan layout,
                       PlanParallel(config.model, config.parallel, world_size));
   const NeedOfLayout needs(config, layout);
@@ -141,17 +186,26 @@ absl::Status CheckFits(const RunConfig& config, int64_t world_size, const Memory
   const MemoryPlan& plan = need.largest;
   const bool many = memory.sharers > 1;
   const bool is_even = need.together == memory.sharers * plan.total();
+  const std::string name = layout.num_dedicated > 0 ? absl::StrCat(need.name, ": ") : "";
   const std::string needed =
       is_even ? absl::StrCat(FormatBytes(plan.total()), " each")
               : absl::StrCat(FormatBytes(need.together), " together, the largest ",
                              FormatBytes(plan.total()));
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "this run does not fit: %d rank%s of this %s need%s %s (weights, gradients and optimizer %s, "
-      "activations %s, workspace %s), the %s has %s: %s",
-      memory.sharers, many ? "s" : "", memory.owner, many ? "" : "s", needed,
+  const std::string attention =
+      layout.pools_attention() ? absl::StrCat(", attention buffers ", FormatBytes(plan.attention))
+                               : "";
+  const bool is_certain = need.certain > memory.bytes;
+  const std::string text = absl::StrFormat(
+      "this run %s: %d rank%s of this %s need%s %s%s (%sweights, gradients and "
+      "optimizer %s, activations %s, workspace %s%s), the %s has %s: %s",
+      is_certain ? "does not fit" : "may not fit", memory.sharers, many ? "s" : "", memory.owner,
+      many ? "" : "s", is_certain ? "" : "at most ", needed, name,
       FormatBytes(plan.weights + plan.gradients + plan.optimizer), FormatBytes(plan.activations),
-      FormatBytes(plan.workspace), memory.owner, FormatBytes(memory.bytes),
-      Remedy(config, layout, needs, memory)));
+      FormatBytes(plan.workspace), attention, memory.owner, FormatBytes(memory.bytes),
+      Remedy(config, layout, needs, memory));
+  if (is_certain) return absl::ResourceExhaustedError(text);
+  *warning = text;
+  return absl::OkStatus();
 }
 
 }  // namespace evenkeel

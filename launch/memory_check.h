@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,7 +19,10 @@ absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world
 
 // Fails with kResourceExhausted if ranks that share a memory need more together; those are
 // neighbours, as mpirun fills host by host. The message says by how much, and the nearest settings
-// that fit. Fails as PlanParallel does if the ranks do not suit the layout.
-absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory);
+// that fit. If only the buffers of disaggregated attention are too much, of which most steps take a
+// part of what is planned, that is the `warning`, which is else left alone. Fails as PlanParallel
+// does if the ranks do not suit the layout.
+absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory,
+                       std::string* warning);
 
 }  // namespace evenkeel

@@ -13,7 +13,8 @@ using Json = nlohmann::json;
 Json JsonOf(const MemoryPlan& memory) {
   return {{"weights", memory.weights},     {"gradients", memory.gradients},
           {"optimizer", memory.optimizer}, {"activations", memory.activations},
-          {"workspace", memory.workspace}, {"total", memory.total()}};
+          {"workspace", memory.workspace}, {"attention", memory.attention},
+          {"total", memory.total()}};
 }
 
 Json JsonOf(const CommVolume& volume) {
@@ -22,7 +23,7 @@ Json JsonOf(const CommVolume& volume) {
   return axes;
 }
 
-Json JsonOf(const KindReport& report) {
+Json JsonOf(const ParallelPlan& plan, const KindReport& report) {
   const ModelShape& shape = report.kind.shape;
   Json layers = Json::array();
   for (const LayerShape& layer : shape.layers) {
@@ -32,7 +33,9 @@ Json JsonOf(const KindReport& report) {
   }
   Json chunks = Json::array();
   for (const ChunkShape& chunk : shape.chunks) chunks.push_back(chunk.end - chunk.begin);
-  return {{"stage", report.kind.stage},
+  return {{"name", NameOf(plan, report.kind)},
+          {"is_attention_server", report.kind.is_dedicated},
+          {"stage", report.kind.stage},
           {"tp", {report.kind.tp_begin, report.kind.tp_end - 1}},
           {"ranks", report.kind.num_ranks},
           {"layers", std::move(layers)},
@@ -68,10 +71,10 @@ Json PlanJson(const PlanReport& report) {
   Json kinds = Json::array();
   for (const KindReport& kind : report.kinds) {
     most_sent = std::max(most_sent, TotalBytes(kind.volume));
-    kinds.push_back(JsonOf(kind));
+    kinds.push_back(JsonOf(report.plan, kind));
   }
   Json json = {{"parameters", report.model.num_parameters},
-               {"ranks", mesh.num_ranks()},
+               {"ranks", report.plan.num_ranks()},
                {"mesh",
                 {{"pp", mesh.pp},
                  {"virtual_stages", report.plan.virtual_stages},

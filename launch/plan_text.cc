@@ -51,16 +51,11 @@ std::string MeshText(const PlanReport& report) {
                       mesh.pp, mesh.dp, mesh.cp, mesh.tp);
   if (plan.virtual_stages > 1) absl::StrAppend(&text, ", virtual stages ", plan.virtual_stages);
   if (mesh.dp * mesh.cp > 1) absl::StrAppend(&text, ", ZeRO ", static_cast<int>(plan.sharding));
+  if (plan.num_dedicated > 0) {
+    absl::StrAppend(&text, ", and ",
+                    Counted(int64_t{1} * plan.num_dedicated * mesh.tp, "attention server"));
+  }
   return text + "\n";
-}
-
-// "2 tp 0-1": what names a kind.
-std::string NameOf(const PlanReport& report, const RankKind& kind) {
-  std::string name = absl::StrCat("stage ", kind.stage);
-  if (kind.tp_end - kind.tp_begin == report.plan.mesh.tp) return name;
-  absl::StrAppend(&name, ", tp ", kind.tp_begin);
-  if (kind.tp_end - kind.tp_begin > 1) absl::StrAppend(&name, "-", kind.tp_end - 1);
-  return name;
 }
 
 // A number, or the range of a layer's numbers.
@@ -88,9 +83,15 @@ std::string HoldingsText(const PlanReport& report) {
   for (size_t i = 0; i < ShownKinds(report); ++i) {
     const RankKind& kind = report.kinds[i].kind;
     const ModelShape& shape = kind.shape;
+    if (kind.is_dedicated) {
+      table.AddRow({NameOf(report.plan, kind), absl::StrCat(kind.num_ranks), "0",
+                    absl::StrCat(shape.pooled->num_heads), absl::StrCat(shape.pooled->num_kv_heads),
+                    "", "", "0", "0"});
+      continue;
+    }
     const bool has_vocabulary = shape.is_first || shape.is_last;
     table.AddRow(
-        {NameOf(report, kind), absl::StrCat(kind.num_ranks), absl::StrCat(shape.layers.size()),
+        {NameOf(report.plan, kind), absl::StrCat(kind.num_ranks), absl::StrCat(shape.layers.size()),
          RangeOf(shape.layers, [](const LayerShape& layer) { return layer.num_heads; }),
          RangeOf(shape.layers, [](const LayerShape& layer) { return layer.num_kv_heads; }),
          RangeOf(shape.layers, [](const LayerShape& layer) { return layer.intermediate_size; }),
@@ -110,14 +111,14 @@ std::string MemoryText(const PlanReport& report) {
   std::vector<TextColumn> columns = {{"purpose", TextColumn::Align::kLeft}};
   const bool is_one = report.kinds.size() == 1;
   for (size_t i = 0; i < ShownKinds(report); ++i) {
-    columns.push_back({is_one ? "memory a rank" : NameOf(report, report.kinds[i].kind)});
+    columns.push_back({is_one ? "memory a rank" : NameOf(report.plan, report.kinds[i].kind)});
   }
   const int64_t micro_tokens =
       report.config.data.sequence_length *
       std::min(report.config.train.micro_batch_size, report.config.train.global_batch_size);
   TextTable table(std::move(columns),
                   absl::StrFormat("Memory of each of %s on %s in %s, micro-batches of %d tokens",
-                                  Counted(report.plan.mesh.num_ranks(), "rank"),
+                                  Counted(report.plan.num_ranks(), "rank"),
                                   DeviceText(report.config.runtime.device),
                                   DTypeText(ComputeDType(report.config.runtime)), micro_tokens));
   const auto add = [&](const char* name, const auto& bytes) {
@@ -132,6 +133,9 @@ std::string MemoryText(const PlanReport& report) {
   add("optimizer", [](const MemoryPlan& memory) { return memory.optimizer; });
   add("activations", [](const MemoryPlan& memory) { return memory.activations; });
   add("workspace", [](const MemoryPlan& memory) { return memory.workspace; });
+  if (report.plan.pools_attention()) {
+    add("attention buffers", [](const MemoryPlan& memory) { return memory.attention; });
+  }
   table.AddRule();
   add("total", [](const MemoryPlan& memory) { return memory.total(); });
   return table.Render();
@@ -144,7 +148,7 @@ std::string VolumeText(const PlanReport& report) {
   std::set<std::pair<std::string, std::string>> keys;
   const bool is_one = report.kinds.size() == 1;
   for (size_t i = 0; i < ShownKinds(report); ++i) {
-    columns.push_back({is_one ? "sent by a rank" : NameOf(report, report.kinds[i].kind)});
+    columns.push_back({is_one ? "sent by a rank" : NameOf(report.plan, report.kinds[i].kind)});
     for (const auto& [key, _] : report.kinds[i].volume) keys.insert(key);
   }
   TextTable table(std::move(columns), "Bytes that a rank sends in a step");

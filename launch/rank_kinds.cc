@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "models/model_shape.h"
 #include "parallel/batch_layout.h"
 
@@ -13,9 +15,10 @@ bool IsAlike(const ModelShape& a, const ModelShape& b) {
   return a.vocab_size == b.vocab_size && a.unit_begin == b.unit_begin;
 }
 
+// Dedicated servers have no vocabulary.
 ComputeShape ComputeOf(const RunConfig& config, const ParallelPlan& plan, const ModelShape& shape) {
-  return ComputeShapeOf(config.runtime.device, ComputeDType(config.runtime), shape.vocab_size,
-                        plan.mesh.tp);
+  return ComputeShapeOf(config.runtime.device, ComputeDType(config.runtime),
+                        std::max<int64_t>(1, shape.vocab_size), plan.mesh.tp);
 }
 
 std::vector<int64_t> Documents(const RunConfig& config, int64_t samples) {
@@ -41,16 +44,33 @@ std::vector<RankKind> KindsOfRanks(const ParallelPlan& plan) {
     for (int tp = 0; tp < plan.mesh.tp; ++tp) {
       ModelShape shape = ShapeOf(plan.model, plan.PartOf({stage, 0, 0, tp}));
       if (tp == 0 || !IsAlike(kinds.back().shape, shape)) {
-        kinds.push_back({stage, tp, tp, 0, std::move(shape)});
+        kinds.push_back({false, stage, tp, tp, 0, std::move(shape)});
       }
       kinds.back().tp_end = tp + 1;
       kinds.back().num_ranks += int64_t{1} * plan.mesh.dp * plan.mesh.cp;
     }
   }
+  if (plan.num_dedicated > 0) {
+    ModelShape served;
+    served.pooled = kinds.front().shape.pooled;
+    served.is_first = served.is_last = false;
+    kinds.push_back({true, 0, 0, plan.mesh.tp, int64_t{1} * plan.num_dedicated * plan.mesh.tp,
+                     std::move(served)});
+  }
   return kinds;
 }
 
+std::string NameOf(const ParallelPlan& plan, const RankKind& kind) {
+  if (kind.is_dedicated) return "server";
+  std::string name = absl::StrCat("stage ", kind.stage);
+  if (kind.tp_end - kind.tp_begin == plan.mesh.tp) return name;
+  absl::StrAppend(&name, ", tp ", kind.tp_begin);
+  if (kind.tp_end - kind.tp_begin > 1) absl::StrAppend(&name, "-", kind.tp_end - 1);
+  return name;
+}
+
 int64_t OwnedParameters(const ParallelPlan& plan, const RankKind& kind) {
+  if (kind.is_dedicated) return 0;
   const RankLayout layout = plan.LayoutOf({kind.stage, 0, 0, kind.tp_begin});
   const RowRange last =
       OwnedRanges(kind.shape.unit_begin, layout.stage(), layout.data_ranks(), 0).back();
@@ -68,6 +88,10 @@ MemoryPlan MemoryOf(const RunConfig& config, const ParallelPlan& plan, const Ran
   const std::vector<int64_t> documents =
       Documents(config, std::min(micro_batch_size, config.train.global_batch_size));
   const ComputeShape compute = ComputeOf(config, plan, kind.shape);
+  if (kind.is_dedicated) {
+    const RankLayout layout = plan.LayoutOf(MeshCoord());
+    return PlanServerMemory(kind.shape, layout, CountTokens(layout, documents), compute);
+  }
   MemoryPlan most;
   ForEachPlace(plan, kind, [&](const RankLayout& layout) {
     const MemoryPlan memory = PlanTrainingMemory(
@@ -79,8 +103,9 @@ MemoryPlan MemoryOf(const RunConfig& config, const ParallelPlan& plan, const Ran
 }
 
 CommVolume VolumeOf(const RunConfig& config, const ParallelPlan& plan, const RankKind& kind) {
-  const ComputeShape compute = ComputeOf(config, plan, kind.shape);
   CommVolume most;
+  if (kind.is_dedicated) return most;
+  const ComputeShape compute = ComputeOf(config, plan, kind.shape);
   ForEachPlace(plan, kind, [&](const RankLayout& layout) {
     std::vector<MicroBatchTokens> tokens;
     int64_t samples = -1;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "launch/run_config.h"
@@ -15,15 +16,19 @@
 namespace evenkeel {
 
 struct RankKind {
-  int stage = 0;     // on the pp axis
-  int tp_begin = 0;  // tensor-parallel ranks [tp_begin, tp_end)
+  bool is_dedicated = false;  // an attention server beside the mesh, of any tensor-parallel place
+  int stage = 0;              // on the pp axis
+  int tp_begin = 0;           // tensor-parallel ranks [tp_begin, tp_end)
   int tp_end = 0;
   int64_t num_ranks = 0;
-  ModelShape shape;  // what each holds
+  ModelShape shape;  // what each holds; of a dedicated server, only what it serves (pooled)
 };
 
-// By stage and place on the tp axis.
+// By stage and place on the tp axis, dedicated servers last.
 std::vector<RankKind> KindsOfRanks(const ParallelPlan& plan);
+
+// "stage 0", "stage 0, tp 2-3", "server"
+std::string NameOf(const ParallelPlan& plan, const RankKind& kind);
 
 // Elements of its part that a rank owns (parallel/sharding.h).
 int64_t OwnedParameters(const ParallelPlan& plan, const RankKind& kind);
@@ -37,7 +42,7 @@ MemoryPlan MemoryOf(const RunConfig& config, const ParallelPlan& plan, const Ran
                     int64_t micro_batch_size, Recompute recompute);
 
 // Of the rank of the kind that sends most, in the replica that has no short micro-batch before the
-// others.
+// others. Without what travels to attention servers and back, which depends on the documents.
 CommVolume VolumeOf(const RunConfig& config, const ParallelPlan& plan, const RankKind& kind);
 
 }  // namespace evenkeel

@@ -131,6 +131,21 @@ class CommandLineTest(EndToEndTest):
         self.assertLess(kinds(cp=4)[0]["memory"]["activations"],
                         whole["memory"]["activations"] / 2)
 
+        # Dedicated servers are ranks beside the mesh that hold nothing but what travels.
+        pool = {"dp": 2, "tp": 2, "attention": "disaggregated", "attention_servers": 2}
+        *mesh, server = sorted(kinds(**pool), key=lambda kind: kind["is_attention_server"])
+        self.assertEqual(sum(kind["ranks"] for kind in mesh), 4)
+        self.assertEqual((server["name"], server["ranks"], server["parameters"]), ("server", 4, 0))
+        self.assertEqual(server["memory"]["attention"], server["memory"]["total"])
+        self.assertGreater(server["memory"]["total"], 0)
+        self.assertGreater(min(kind["memory"]["attention"] for kind in mesh), 0)
+        self.assertEqual(whole["memory"]["attention"], 0)
+        text = plan(**pool)
+        self.assertIn("tp 2, ZeRO 0, and 4 attention servers\n", text)
+        self.assertRegex(text, r"server +4 +0 +")
+        self.assertIn("Memory of each of 8 ranks", text)
+        self.assertRegex(text, r"attention buffers +[\d.]+ \w+ +[\d.]+ \w+")
+
         picture = self.folder / "schedule.svg"
         text = plan("--ranks", 4, "--svg", picture, pp=4)
         self.assertIn("Mesh of 4 ranks: pp 4, dp 1, cp 1, tp 1\n", text)
