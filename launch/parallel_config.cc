@@ -98,7 +98,7 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
              1, kMostRanks);
   fields.Enum("attention_speeds", &config.attention_learns_speeds,
               "disaggregated: servers are taken to be equally fast, or as fast as was measured in "
-              "the steps before (on CPUs), where runs are then no longer the same to the bit",
+              "the steps before, where runs are then no longer the same to the bit",
               {{"equal", false}, {"measured", true}});
   fields.String(
       "attention_cost", &config.attention_cost,
