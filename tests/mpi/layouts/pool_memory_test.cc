@@ -76,9 +76,9 @@ class PoolMemory : public testing::Test {
     const auto mesh_ranks = static_cast<int>(plan.mesh.num_ranks());
     const PoolShape pool = plan.pool();
     const int rank = pool.num_owners() + (comm_.rank() - mesh_ranks) / plan.mesh.tp;
-    ServerTimes times[2];
+    std::vector<ServerClock> clocks = MakeServerClocks(runtime.context);
     const PoolAccess access{&runtime.context, mesh->pool(), plan.pool_heads(), plan.server_mode,
-                            times};
+                            clocks.data()};
     for (int packing = 0; packing < kPackings; ++packing) {
       DrawPacking(seed, packing, &layout);
       PoolStep step =
