@@ -112,7 +112,9 @@ void AddGenerateCommand(CLI::App& app, CommandBody* body) {
       ->add_option("--top-p", sampling.top_p, "Choose among the likeliest of this much probability")
       ->check(CLI::Range(1e-9, 1.0))
       ->capture_default_str();
-  command->add_option("--seed", sampling.seed, "Same seed, same text")->capture_default_str();
+  command->add_option("--seed", sampling.seed, "Same seed, same text")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   AddDeviceOption(*command, &options->device);
   command->add_option("--threads", options->threads, "0 = all cores")
       ->check(CLI::NonNegativeNumber)

@@ -171,6 +171,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   limits.virtual_stages = config.virtual_stages;
   limits.cp_over_heads =
       has_softmax && config.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
+  limits.other_ranks = servers;
   EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, mesh_ranks, limits));
   EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, mesh_ranks, limits));
   if (config.zero != ShardingStage::kNone && plan.mesh.dp * plan.mesh.cp > 1 &&

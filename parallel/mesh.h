@@ -41,6 +41,7 @@ struct MeshLimits {
   int64_t intermediate_size = 1;
   int64_t virtual_stages = 1;  // model chunks a pipeline rank has
   bool cp_over_heads = false;  // context parallelism trades tokens for heads (Ulysses)
+  int64_t other_ranks = 0;     // attention servers, which mpirun starts beside the mesh's ranks
 };
 
 // Checks that

@@ -23,6 +23,12 @@ std::string RanksText(int64_t ranks) {
   return absl::StrCat(ranks, ranks == 1 ? " rank" : " ranks");
 }
 
+std::string BesideText(const MeshLimits& limits) {
+  return limits.other_ranks == 0
+             ? ""
+             : absl::StrCat(" beside ", RanksText(limits.other_ranks), " of attention servers");
+}
+
 std::string MeshText(const MeshShape& shape) {
   return absl::StrCat("pp ", shape.pp, " x dp ", shape.dp, " x cp ", shape.cp, " x tp ", shape.tp);
 }
@@ -229,7 +235,9 @@ absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLim
     const bool startable = errors.empty() && Product(shape) <= std::numeric_limits<int>::max();
     errors.push_back(absl::StrCat(
         "the degrees multiply to ", Product(shape), ", but the job has ", RanksText(world_size),
-        startable ? absl::StrCat(": start it with mpirun -np ", Product(shape)) : ""));
+        BesideText(limits),
+        startable ? absl::StrCat(": start it with mpirun -np ", Product(shape) + limits.other_ranks)
+                  : ""));
   }
   if (errors.empty()) return absl::OkStatus();
   errors.push_back(
@@ -256,8 +264,12 @@ absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size,
     const bool startable = errors.empty() && others <= std::numeric_limits<int>::max();
     errors.push_back(absl::StrCat(
         "dp is what is left over, but pp, cp and tp multiply to ", others,
-        ", which does not divide ", world_size,
-        startable ? absl::StrCat(": start it with mpirun -np ", others, ", or a multiple") : ""));
+        ", which does not divide ", world_size, BesideText(limits),
+        !startable ? ""
+        : limits.other_ranks == 0
+            ? absl::StrCat(": start it with mpirun -np ", others, ", or a multiple")
+            : absl::StrCat(": start it with mpirun -np ", others + limits.other_ranks,
+                           ", or a multiple of ", others, " and ", limits.other_ranks)));
   }
   errors.push_back(
       NearMeshes(shape, world_size, [&](const MeshShape& other) { return Fits(limits, other); }));

@@ -111,10 +111,15 @@ absl::Status AgreeOnStatus(Communicator& comm, const absl::Status& status,
   const int worst = failed.front();
   EK_ASSIGN_OR_RETURN(std::string message,
                       BroadcastString(comm, std::string(status.message()), worst, label));
-  if (comm.size() > 1) message = absl::StrCat("rank ", worst, ": ", message);
-  if (failed.size() > 1) {
+  // What all ranks say is nothing special to one of them.
+  int64_t is_own = status.message() == message ? 1 : 0;
+  EK_RETURN_IF_ERROR(comm.AllReduce(TensorView(&is_own, DType::kI64, {1}), ReduceOp::kMin, label));
+  if (is_own == 0) {
+    message = absl::StrCat("rank ", worst, ": ", message);
     const std::vector<int> others(failed.begin() + 1, failed.end());
-    absl::StrAppend(&message, " (also failed: ", FormatRanks(others), ")");
+    if (!others.empty()) {
+      absl::StrAppend(&message, " (also failed: ", FormatRanks(others), ")");
+    }
   }
   const size_t at = 2 * static_cast<size_t>(worst);
   return WithExitCode(absl::Status(static_cast<absl::StatusCode>(all[at]), message),

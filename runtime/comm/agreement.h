@@ -24,8 +24,8 @@ absl::StatusOr<std::string> BroadcastString(Communicator& comm, const std::strin
 absl::Status AgreeOnString(Communicator& comm, const std::string& value, const std::string& what);
 
 // Returns the same status on every rank: OK if all are OK; else the failure of the lowest rank that
-// failed, with its exit code and its rank in the message. A request to stop (exit code kPreempted)
-// yields to any other failure.
+// failed, with its exit code and, unless all say the same, its rank in the message. A request to
+// stop (exit code kPreempted) yields to any other failure.
 absl::Status AgreeOnStatus(Communicator& comm, const absl::Status& status,
                            const std::string& label);
 

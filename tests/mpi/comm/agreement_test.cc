@@ -75,6 +75,10 @@ TEST_F(Agreement, AllRanksGetTheFailureOfTheLowestOne) {
       AgreeOnStatus(comm_, absl::InternalError("on " + std::to_string(comm_.rank())), "load");
   EXPECT_THAT(std::string(all.message()), StartsWith("rank 0: on 0 (also failed: rank"));
 
+  // The same one everywhere is said once.
+  const absl::Status same = AgreeOnStatus(comm_, absl::InternalError("no room"), "load");
+  EXPECT_EQ(same.message(), "no room");
+
   // A stop alone is agreed on too.
   const absl::Status stop = AgreeOnStatus(
       comm_,

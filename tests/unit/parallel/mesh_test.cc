@@ -224,6 +224,16 @@ TEST(Mesh, DataParallelRanksAreWhatIsLeftOver) {
             "  dp is what is left over, but pp, cp and tp multiply to 2, which does not divide 1: "
             "start it with mpirun -np 2, or a multiple\n"
             "  meshes of 1 rank near it: pp 1 x dp 1 x cp 1 x tp 1");
+  // Attention servers are started too.
+  MeshLimits with_servers = kModel;
+  with_servers.other_ranks = 2;
+  EXPECT_THAT(
+      std::string(CompleteMesh({1, 0, 1, 2}, 3, with_servers).status().message()),
+      HasSubstr("which does not divide 3 beside 2 ranks of attention servers: start it with "
+                "mpirun -np 4, or a multiple of 2 and 2\n"));
+  EXPECT_THAT(std::string(CheckMesh({1, 4, 1, 2}, 6, with_servers).message()),
+              HasSubstr("multiply to 8, but the job has 6 ranks beside 2 ranks of attention "
+                        "servers: start it with mpirun -np 10\n"));
   // What is proposed has to suit the model: no tp of 3 or 6.
   const std::string six(CompleteMesh({1, 0, 1, 4}, 6, kModel).status().message());
   EXPECT_THAT(six, HasSubstr("near it: pp 1 x dp 3 x cp 1 x tp 2;"));
