@@ -61,9 +61,8 @@ absl::Status AttentionServer::Serve(const ServerOrder& order) {
   if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(order.step + 1);
   if (plan_.learns_speeds && !order.loads.empty()) planner_->Learn(order.loads);
   PoolStep plan = planner_->Take(order.step);
-  std::vector<ServerClock> clocks = MakeServerClocks(rank_.context);
   const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
-                          clocks.data()};
+                          clocks_.data()};
   for (PoolTick& tick : plan.ticks) {
     const ArenaScope scope(rank_.context.arena);
     Prepare(rank_.context, access.heads.of_tasks(), tick);
@@ -71,7 +70,7 @@ absl::Status AttentionServer::Serve(const ServerOrder& order) {
   }
   EK_RETURN_IF_ERROR(WaitForOps(rank_.context));
   EK_RETURN_IF_ERROR(mesh_->log().status());
-  return line_->Report({clocks[0].Take(), clocks[1].Take(), mesh_->log().TakeSentBytes()});
+  return line_->Report({clocks_[0].Take(), clocks_[1].Take(), mesh_->log().TakeSentBytes()});
 }
 
 absl::Status AttentionServer::Run() {

@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "attention/server_pass.h"
 #include "launch/attention_planner.h"
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
@@ -38,7 +40,8 @@ class AttentionServer {
         rank_(rank),
         plan_(std::move(plan)),
         line_(std::move(line)),
-        dataset_(std::move(dataset)) {}
+        dataset_(std::move(dataset)),
+        clocks_(MakeServerClocks(rank.context)) {}
   Communicator& device_world() const;
   // For the servers that are left.
   absl::Status MakePlanner();
@@ -49,6 +52,7 @@ class AttentionServer {
   ParallelPlan plan_;
   std::unique_ptr<ServerLine> line_;
   IndexedDataset dataset_;
+  std::vector<ServerClock> clocks_;  // of the pass
   std::unique_ptr<MeshComms> mesh_;
   std::unique_ptr<AttentionPlanner> planner_;
 };
