@@ -8,8 +8,9 @@
 namespace evenkeel {
 
 std::string DescribeTimeout(const WatchedCall& call, double waited_s) {
-  return absl::StrFormat("%s timed out after %.1f s on %s at step %d, call number %d", call.text,
-                         waited_s, call.place, call.step, call.sequence);
+  return absl::StrFormat("%s timed out after %.1f s on %s at step %d, call number %d%s", call.text,
+                         waited_s, call.place, call.step, call.sequence,
+                         call.describe_absent == nullptr ? "" : call.describe_absent());
 }
 
 std::optional<std::string> CallWatch::FindOverdue(int64_t now_ns) {

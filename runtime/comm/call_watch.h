@@ -20,10 +20,12 @@ struct WatchedCall {
   int stream = 0;  // calls of one stream run in the order in which they are added
   // Whether the device has reached the call, and is done with it.
   std::function<bool()> has_started, has_ended;
+  // Who has not come to it, as CallBoard::DescribeAbsent says; may be null.
+  std::function<std::string()> describe_absent;
 };
 
 // AllReduce "gradient bucket 3" (1024 x f32) on world timed out after 300.1 s on rank 1 of 4 (host
-// node7, pid 314) at step 17, call number 5
+// node7, pid 314) at step 17, call number 5. It has not arrived: rank 3 ...
 std::string DescribeTimeout(const WatchedCall& call, double waited_s);
 
 // Calls under way, in the order in which they were enqueued. Not thread-safe.

@@ -1,6 +1,12 @@
 #include "runtime/comm/communicator.h"
 
+#include "runtime/comm/call_board.h"
+
 namespace evenkeel {
+
+absl::StatusOr<std::unique_ptr<CallBoard>> Communicator::MakeCallBoard() {
+  return std::unique_ptr<CallBoard>();
+}
 
 absl::Status Work::Wait() {
   if (pending_ == nullptr) return status_;

@@ -75,6 +75,8 @@ struct ReceiveFrom {
   TensorView data;
 };
 
+class CallBoard;
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -161,6 +163,10 @@ class Communicator {
   // Ranks of the job are gone: what ends only together with them, as MPI does, is left out from now
   // on. Thread-safe.
   virtual void NoteLostRanks() {}
+
+  // A place on the host's status board for the calls of another communicator of the same ranks;
+  // null without a board. All ranks call it. Must be gone before MPI is.
+  virtual absl::StatusOr<std::unique_ptr<CallBoard>> MakeCallBoard();
 
   // The training step, for reports; holds for all communicators of this rank.
   virtual void SetStep(int64_t step) = 0;

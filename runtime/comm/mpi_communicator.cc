@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
-#include <numeric>
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/mpi_work.h"
-#include "runtime/comm/rank_list.h"
 #include "runtime/comm/transfer_size.h"
 
 namespace evenkeel {
@@ -55,13 +53,6 @@ void CheckTensor(ConstTensorView view, const std::string& label) {
       << label << ": MPI moves dense host tensors, not " << view.shape.ToString();
 }
 
-// FNV-1a.
-uint64_t HashOf(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-
 // Where a tensor's elements are. One without any may lie where another begins, and Open MPI takes
 // equal addresses of what is sent and received for MPI_IN_PLACE: it gets an address of its own.
 template <typename View>
@@ -91,10 +82,9 @@ MpiCommunicator::MpiCommunicator(MPI_Comm comm, int rank, int size, int id, std:
                                  std::shared_ptr<MpiContext> context)
     : Communicator(rank, size, std::move(name)),
       comm_(comm),
-      id_(id),
-      context_(std::move(context)) {
+      context_(std::move(context)),
+      board_(context_->board(), id, rank, LocalRanks()) {
   MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-  for (int r = 0; r < size; ++r) local_rank_of_.push_back(context_->LocalRankOf(comm_, r));
 }
 
 MpiCommunicator::~MpiCommunicator() {
@@ -120,11 +110,10 @@ absl::StatusOr<MpiCall> MpiCommunicator::Begin(const std::string& op, const std:
         absl::StrCat(call.text, ": an earlier call on ", name(), " has failed"));
   }
   call.sequence = ++sequence_;
-  call.signature = HashOf(absl::StrCat(op, "\n", label, "\n", size));
+  call.signature = SignatureOf(op, label, size);
   const std::string shown =
       absl::StrCat(op, " \"", label, "\"", size.empty() ? "" : absl::StrCat(" (", size, ")"));
-  context_->board().Post(
-      id_, {call.sequence, context_->step, call.signature, MonotonicNanoseconds(), shown});
+  board_.Post({call.sequence, context_->step, call.signature, MonotonicNanoseconds(), shown});
   if (absl::Status status = FindMismatch(call); !status.ok()) {
     MarkBroken();
     return status;
@@ -133,20 +122,9 @@ absl::StatusOr<MpiCall> MpiCommunicator::Begin(const std::string& op, const std:
 }
 
 absl::Status MpiCommunicator::FindMismatch(const MpiCall& call) const {
-  if (call.sequence == 0) return absl::OkStatus();
-  const StatusBoard& board = context_->board();
-  for (int r = 0; r < size(); ++r) {
-    const int local = local_rank_of_[static_cast<size_t>(r)];
-    if (r == rank() || local < 0) continue;
-    const auto other = board.Find(local, id_, call.sequence);
-    if (!other.has_value() || other->signature == call.signature) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat("ranks make different calls as number ", call.sequence, " on ", name(),
-                     " at step ", context_->step, ": rank ", rank(), " makes ", call.text,
-                     call.size.empty() ? "" : absl::StrCat(" (", call.size, ")"), ", rank ", r,
-                     " makes ", other->text));
-  }
-  return absl::OkStatus();
+  const std::string text =
+      absl::StrCat(call.text, call.size.empty() ? "" : absl::StrCat(" (", call.size, ")"));
+  return board_.CheckMatch({call.sequence, context_->step, call.signature, 0, text}, name());
 }
 
 std::string MpiCommunicator::DescribeTimeout(const MpiCall& call, double waited_s) const {
@@ -155,51 +133,7 @@ std::string MpiCommunicator::DescribeTimeout(const MpiCall& call, double waited_
       waited_s, rank(), size(), context_->host(), getpid(), context_->step);
   if (call.sequence > 0) absl::StrAppend(&text, ", call number ", call.sequence);
   if (!call.size.empty()) absl::StrAppend(&text, ", ", call.size);
-  const StatusBoard& board = context_->board();
-  std::vector<int> peers = call.peers, missing, remote, suspects;
-  if (call.sequence > 0) {
-    peers.resize(static_cast<size_t>(size()));
-    std::iota(peers.begin(), peers.end(), 0);
-  } else {
-    absl::StrAppend(&text, "; peers: ", FormatRanks(peers));
-  }
-  for (const int r : peers) {
-    const int local = local_rank_of_[static_cast<size_t>(r)];
-    if (r == rank()) continue;
-    if (local < 0) {
-      remote.push_back(r);
-    } else if (call.sequence > 0 && id_ < kMaxBoardCommunicators &&
-               board.LastSequence(local, id_) < call.sequence) {
-      missing.push_back(r);
-    } else if (call.sequence == 0 || id_ >= kMaxBoardCommunicators || board.IsDead(local)) {
-      suspects.push_back(r);
-    }
-  }
-  if (!missing.empty()) {
-    absl::StrAppend(&text,
-                    missing.size() == 1 ? ". It has not arrived: " : ". They have not arrived: ",
-                    FormatRanks(missing));
-  } else if (call.sequence > 0 && remote.empty() && id_ < kMaxBoardCommunicators) {
-    absl::StrAppend(&text, ". All ranks have arrived; the transfer itself does not end");
-  }
-  if (!remote.empty()) {
-    absl::StrAppend(&text, ". Not known, on other hosts: ", FormatRanks(remote));
-  }
-  missing.insert(missing.end(), suspects.begin(), suspects.end());
-  constexpr size_t kMaxDescribed = 8;
-  for (size_t i = 0; i < std::min(missing.size(), kMaxDescribed); ++i) {
-    const int local = local_rank_of_[static_cast<size_t>(missing[i])];
-    absl::StrAppend(&text, "\n  rank ", missing[i], ": ", board.Describe(local, id_));
-  }
-  // Who is missing may wait, on another communicator, for a process that runs no more: that one is
-  // the cause, and the first report is the only one sure to see it as it is.
-  for (int local = 0; local < context_->local_size(); ++local) {
-    const bool is_here =
-        std::find(local_rank_of_.begin(), local_rank_of_.end(), local) != local_rank_of_.end();
-    if (is_here || !board.IsDead(local)) continue;
-    absl::StrAppend(&text, "\n  elsewhere on this host: ", board.Describe(local, id_));
-  }
-  return text;
+  return absl::StrCat(text, board_.DescribeAbsent(call.sequence, call.peers));
 }
 
 Work MpiCommunicator::AllReduceAsync(TensorView data, ReduceOp op, const std::string& label) {
@@ -366,9 +300,7 @@ Work MpiCommunicator::BarrierAsync(const std::string& label) {
 absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Split(int color, int key,
                                                                      const std::string& name) {
   // Also makes sure, with a time-out, that all ranks are here: MPI_Comm_split has none.
-  int64_t id = context_->next_communicator;
-  EK_RETURN_IF_ERROR(AllReduce(TensorView(&id, DType::kI64, {1}), ReduceOp::kMax, "split"));
-  context_->next_communicator = id + 1;
+  EK_ASSIGN_OR_RETURN(const int id, NextBoardId("split"));
   MPI_Comm part = MPI_COMM_NULL;
   EK_RETURN_IF_ERROR(ToStatus(MPI_Comm_split(comm_, color < 0 ? MPI_UNDEFINED : color, key, &part),
                               "MPI_Comm_split"));
@@ -377,8 +309,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Split(int color, 
   int part_rank = 0, part_size = 0;
   MPI_Comm_rank(part, &part_rank);
   MPI_Comm_size(part, &part_size);
-  result = std::make_unique<MpiCommunicator>(part, part_rank, part_size, static_cast<int>(id), name,
-                                             context_);
+  result = std::make_unique<MpiCommunicator>(part, part_rank, part_size, id, name, context_);
   return result;
 }
 
@@ -406,6 +337,24 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::MakeGroup(
   // Until all have received what they wait for above, all must be in MPI for it to arrive.
   EK_RETURN_IF_ERROR(result->Barrier("making a group"));
   return result;
+}
+
+absl::StatusOr<std::unique_ptr<CallBoard>> MpiCommunicator::MakeCallBoard() {
+  EK_ASSIGN_OR_RETURN(const int id, NextBoardId("status board"));
+  return std::make_unique<CallBoard>(context_->board(), id, rank(), LocalRanks());
+}
+
+std::vector<int> MpiCommunicator::LocalRanks() const {
+  std::vector<int> local_ranks;
+  for (int r = 0; r < size(); ++r) local_ranks.push_back(context_->LocalRankOf(comm_, r));
+  return local_ranks;
+}
+
+absl::StatusOr<int> MpiCommunicator::NextBoardId(const std::string& label) {
+  int64_t id = context_->next_communicator;
+  EK_RETURN_IF_ERROR(AllReduce(TensorView(&id, DType::kI64, {1}), ReduceOp::kMax, label));
+  context_->next_communicator = id + 1;
+  return static_cast<int>(id);
 }
 
 void MpiCommunicator::Abort(ExitCode code) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/comm/call_board.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/mpi_context.h"
 
@@ -44,6 +45,7 @@ class MpiCommunicator : public Communicator {
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
   void NoteLostRanks() override { context_->has_lost_ranks = true; }
+  absl::StatusOr<std::unique_ptr<CallBoard>> MakeCallBoard() override;
   void SetStep(int64_t step) override { context_->step = step; }
   [[noreturn]] void Abort(ExitCode code) override;
 
@@ -62,11 +64,13 @@ class MpiCommunicator : public Communicator {
   // differs.
   absl::StatusOr<MpiCall> Begin(const std::string& op, const std::string& label,
                                 const std::string& size);
+  std::vector<int> LocalRanks() const;
+  // The board's next number, agreed by all ranks.
+  absl::StatusOr<int> NextBoardId(const std::string& label);
 
   MPI_Comm comm_;
-  int id_;
   std::shared_ptr<MpiContext> context_;  // shared with MpiRuntime and the other communicators
-  std::vector<int> local_rank_of_;       // of each rank; -1 on another host
+  CallBoard board_;
   int64_t sequence_ = 0;
   bool is_broken_ = false;
 };

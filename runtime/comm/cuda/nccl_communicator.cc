@@ -85,6 +85,7 @@ bool AreEqual(absl::Span<const int64_t> rows) {
 absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Create(
     Communicator* bootstrap, std::unique_ptr<Communicator> owned, const std::string& name,
     std::shared_ptr<NcclContext> context) {
+  EK_ASSIGN_OR_RETURN(std::shared_ptr<CallBoard> board, bootstrap->MakeCallBoard());
   ncclUniqueId id = {};
   int32_t* barrier_flag = nullptr;
   absl::Status status = ToStatus(
@@ -97,8 +98,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Create(
   constexpr int64_t kWords = sizeof(id) / sizeof(int32_t);
   EK_RETURN_IF_ERROR(bootstrap->Broadcast(TensorView(&id, DType::kI32, {kWords}), 0,
                                           absl::StrCat("NCCL id for ", name)));
-  auto handle =
-      NcclHandle::Connect(id, bootstrap->rank(), bootstrap->size(), name, context->Patience());
+  auto handle = NcclHandle::Connect(id, bootstrap->rank(), bootstrap->size(),
+                                    context->options().device, name, context->Patience());
   if (!handle.ok()) {
     // To free memory would wait for what may hang.
     if (!context->watchdog().has_failed()) (void)cudaFree(barrier_flag);
@@ -106,18 +107,21 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Create(
                         absl::StrCat(handle.status().message(), ", on ",
                                      context->Place(bootstrap->rank(), bootstrap->size())));
   }
-  return std::unique_ptr<Communicator>(new NcclCommunicator(
-      bootstrap, std::move(owned), name, std::move(context), *std::move(handle), barrier_flag));
+  return std::unique_ptr<Communicator>(new NcclCommunicator(bootstrap, std::move(owned), name,
+                                                            std::move(context), *std::move(handle),
+                                                            std::move(board), barrier_flag));
 }
 
 NcclCommunicator::NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Communicator> owned,
                                    const std::string& name, std::shared_ptr<NcclContext> context,
-                                   std::shared_ptr<NcclHandle> handle, int32_t* barrier_flag)
+                                   std::shared_ptr<NcclHandle> handle,
+                                   std::shared_ptr<CallBoard> board, int32_t* barrier_flag)
     : Communicator(bootstrap->rank(), bootstrap->size(), name),
       bootstrap_(bootstrap),
       owned_bootstrap_(std::move(owned)),
       context_(std::move(context)),
       handle_(std::move(handle)),
+      board_(std::move(board)),
       place_(context_->Place(rank(), size())),
       stream_number_(context_->NewStreamNumber()),
       barrier_flag_(barrier_flag) {
@@ -126,11 +130,11 @@ NcclCommunicator::NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Comm
 
 NcclCommunicator::~NcclCommunicator() {
   NcclWatchdog& watchdog = context_->watchdog();
-  const NcclPatience patience = context_->Patience();
+  const int64_t deadline_ns = context_->Patience().deadline_ns;
   // Calls that never come to an end the watchdog sees to; but one that the compute stream does not
   // let begin is not in its eyes.
   while (last_call_ != nullptr && !last_call_->end.IsComplete() && !watchdog.has_failed()) {
-    if (MonotonicNanoseconds() >= patience.deadline_ns) {
+    if (MonotonicNanoseconds() >= deadline_ns) {
       watchdog.Fail(absl::DeadlineExceededError(
           absl::StrCat("the last call on ", name(), " does not end on ", place_)));
     }
@@ -138,7 +142,12 @@ NcclCommunicator::~NcclCommunicator() {
     nanosleep(&pause, nullptr);
   }
   if (!watchdog.has_failed() && !handle_->is_interrupted()) {
-    if (const absl::Status status = handle_->Close(patience); !status.ok()) {
+    WatchedCall closing;
+    closing.text = absl::StrCat("closing ", name());
+    closing.place = place_;
+    closing.sequence = sequence_;
+    closing.step = watchdog.step();
+    if (const absl::Status status = handle_->Close(closing); !status.ok()) {
       watchdog.Fail(absl::Status(status.code(), absl::StrCat(status.message(), " on ", place_)));
     }
   }
@@ -149,7 +158,8 @@ NcclCommunicator::~NcclCommunicator() {
 }
 
 Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
-                               const std::string& size, const NcclHandle::GroupCalls& calls) {
+                               const std::string& size, const NcclHandle::GroupCalls& calls,
+                               const std::vector<int>* peers) {
   NcclWatchdog& watchdog = context_->watchdog();
   const auto interrupted = [&] {
     return Work(absl::UnavailableError(
@@ -166,10 +176,12 @@ Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
   auto events = std::make_shared<NcclCallEvents>();
   call.has_started = [events] { return events->start.IsComplete(); };
   call.has_ended = [events] { return events->end.IsComplete(); };
+  PostCall(op, label, size, peers, call);
   if (!watchdog.has_failed()) {
     if (absl::Status status = TryEnqueue(call, *events, calls); !status.ok()) {
       // A peer that is gone shows here too, as connections break, before anybody says so.
-      if (handle_->may_be_interrupted() && !absl::IsDeadlineExceeded(status)) handle_->Interrupt();
+      // But the watchdog's abort is an error here, too.
+      if (handle_->may_be_interrupted() && !watchdog.has_failed()) handle_->Interrupt();
       if (handle_->is_interrupted()) return interrupted();
       watchdog.Fail(std::move(status));
     }
@@ -180,6 +192,26 @@ Work NcclCommunicator::Enqueue(const std::string& op, const std::string& label,
   if (context_->trace().is_on()) context_->trace().Add(call.text, events);
   watchdog.Add(std::move(call));
   return Work(std::make_unique<NcclWork>(context_.get(), std::move(events)));
+}
+
+void NcclCommunicator::PostCall(const std::string& op, const std::string& label,
+                                const std::string& size, const std::vector<int>* peers,
+                                WatchedCall& call) {
+  if (board_ == nullptr) return;
+  if (peers != nullptr) {
+    call.describe_absent = [board = board_, peers = *peers] {
+      return board->DescribeAbsent(0, peers);
+    };
+    return;
+  }
+  const int64_t sequence = ++collective_sequence_;
+  call.describe_absent = [board = board_, sequence] { return board->DescribeAbsent(sequence); };
+  const BoardCall posted = {sequence, call.step, SignatureOf(op, label, size),
+                            MonotonicNanoseconds(), call.text};
+  board_->Post(posted);
+  if (absl::Status status = board_->CheckMatch(posted, name()); !status.ok()) {
+    context_->watchdog().Fail(std::move(status));
+  }
 }
 
 absl::Status NcclCommunicator::TryEnqueue(const WatchedCall& call, NcclCallEvents& events,
@@ -195,13 +227,7 @@ absl::Status NcclCommunicator::TryEnqueue(const WatchedCall& call, NcclCallEvent
       check(cudaEventRecord(input.get(), context_->options().compute_stream), "cudaEventRecord"));
   EK_RETURN_IF_ERROR(check(cudaStreamWaitEvent(stream, input.get(), 0), "cudaStreamWaitEvent"));
   EK_RETURN_IF_ERROR(check(cudaEventRecord(events.start.get(), stream), "cudaEventRecord"));
-  const int64_t begin = MonotonicNanoseconds();
-  if (const absl::Status status = handle_->RunGroup(calls, context_->Patience()); !status.ok()) {
-    if (absl::IsDeadlineExceeded(status)) {
-      const double waited_s = static_cast<double>(MonotonicNanoseconds() - begin) * 1e-9;
-      return absl::DeadlineExceededError(
-          absl::StrCat(DescribeTimeout(call, waited_s), ": not all peers have connected"));
-    }
+  if (const absl::Status status = handle_->RunGroup(call, calls); !status.ok()) {
     return absl::Status(status.code(),
                         absl::StrCat(call.text, " on ", call.place, " at step ", call.step,
                                      ", call number ", call.sequence, ": ", status.message()));
@@ -335,14 +361,19 @@ Work NcclCommunicator::SendRecvAsync(absl::Span<const SendTo> sends,
                                      const std::string& label) {
   std::vector<ConstTensorView> to_self;
   std::vector<TensorView> from_self;
+  std::vector<int> peers;
   for (const SendTo& send : sends) {
     CheckTensor(send.data, label);
     if (send.peer == rank()) to_self.push_back(send.data);
+    peers.push_back(send.peer);
   }
   for (const ReceiveFrom& receive : receives) {
     CheckTensor(receive.data, label);
     if (receive.peer == rank()) from_self.push_back(receive.data);
+    peers.push_back(receive.peer);
   }
+  std::sort(peers.begin(), peers.end());
+  peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
   EK_CHECK(to_self.size() == from_self.size())
       << label << ": " << to_self.size() << " messages of rank " << rank() << " to itself, but "
       << from_self.size() << " receives in the same call";
@@ -368,7 +399,8 @@ Work NcclCommunicator::SendRecvAsync(absl::Span<const SendTo> sends,
               Receive(receive.data.data, BytesOf(receive.data), receive.peer, comm, stream));
         }
         return absl::OkStatus();
-      });
+      },
+      &peers);
 }
 
 Work NcclCommunicator::BarrierAsync(const std::string& label) {

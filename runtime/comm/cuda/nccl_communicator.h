@@ -5,7 +5,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "runtime/comm/call_board.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/cuda/nccl_context.h"
 #include "runtime/comm/cuda/nccl_handle.h"
@@ -47,12 +49,16 @@ class NcclCommunicator : public Communicator {
  private:
   NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Communicator> owned,
                    const std::string& name, std::shared_ptr<NcclContext> context,
-                   std::shared_ptr<NcclHandle> handle, int32_t* barrier_flag);
+                   std::shared_ptr<NcclHandle> handle, std::shared_ptr<CallBoard> board,
+                   int32_t* barrier_flag);
 
   // Enqueues what `calls` calls, between the work that the compute stream holds now and a mark to
-  // wait for. `size` is "1024 x f32", or empty.
+  // wait for. `size` is "1024 x f32", or empty; `peers` null if the call is collective.
   Work Enqueue(const std::string& op, const std::string& label, const std::string& size,
-               const NcclHandle::GroupCalls& calls);
+               const NcclHandle::GroupCalls& calls, const std::vector<int>* peers = nullptr);
+  // Notes the call on the status board, and lets its report say who has not come to it.
+  void PostCall(const std::string& op, const std::string& label, const std::string& size,
+                const std::vector<int>* peers, WatchedCall& call);
   absl::Status TryEnqueue(const WatchedCall& call, NcclCallEvents& events,
                           const NcclHandle::GroupCalls& calls);
 
@@ -60,10 +66,11 @@ class NcclCommunicator : public Communicator {
   std::unique_ptr<Communicator> owned_bootstrap_;
   std::shared_ptr<NcclContext> context_;
   std::shared_ptr<NcclHandle> handle_;
+  std::shared_ptr<CallBoard> board_;  // null if the bootstrap has none
   std::shared_ptr<const NcclCallEvents> last_call_;
   std::string place_;
   int stream_number_;
-  int64_t sequence_ = 0;
+  int64_t sequence_ = 0, collective_sequence_ = 0;
   int32_t* barrier_flag_;  // device memory; what is in it does not matter
 };
 

@@ -1,8 +1,8 @@
 #include "runtime/comm/cuda/nccl_handle.h"
 
-#include <sched.h>
-
-#include <ctime>
+#include <chrono>
+#include <condition_variable>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,9 +13,8 @@
 namespace evenkeel {
 namespace {
 
-// NCCL's thread takes a group up within microseconds; setting up connections takes longer.
-constexpr int64_t kSpinNanoseconds = 200000;
-constexpr int64_t kSleepNanoseconds = 20000;
+constexpr std::chrono::milliseconds kPeriod(10);
+constexpr std::chrono::seconds kTimeToLeave(1);
 
 absl::Status Gone(const std::string& what) {
   return absl::CancelledError(absl::StrCat(what, ": the communicator is closed"));
@@ -34,8 +33,28 @@ absl::Status ToStatus(ncclResult_t result, const std::string& what) {
   return absl::InternalError(message);
 }
 
+class NcclHandle::InsideScope {
+ public:
+  InsideScope(NcclHandle& handle, const WatchedCall& call) : handle_(handle) {
+    Set(&call, MonotonicNanoseconds());
+  }
+  ~InsideScope() { Set(nullptr, 0); }
+  InsideScope(const InsideScope&) = delete;
+  InsideScope& operator=(const InsideScope&) = delete;
+
+ private:
+  void Set(const WatchedCall* call, int64_t since_ns) {
+    const std::lock_guard<std::mutex> lock(handle_.mutex_);
+    handle_.inside_ = call;
+    handle_.inside_since_ns_ = since_ns;
+  }
+
+  NcclHandle& handle_;
+};
+
 absl::StatusOr<std::shared_ptr<NcclHandle>> NcclHandle::Connect(const ncclUniqueId& id, int rank,
-                                                                int size, const std::string& name,
+                                                                int size, int device,
+                                                                const std::string& name,
                                                                 const NcclPatience& patience) {
   std::shared_ptr<NcclHandle> handle(new NcclHandle(name));
   int least = 0, greatest = 0;
@@ -46,18 +65,38 @@ absl::StatusOr<std::shared_ptr<NcclHandle>> NcclHandle::Connect(const ncclUnique
   EK_RETURN_IF_ERROR(
       ToStatus(cudaStreamCreateWithPriority(&handle->stream_, cudaStreamNonBlocking, greatest),
                "cudaStreamCreateWithPriority"));
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  config.commName = handle->name_.c_str();
+
+  // On a thread of its own, which this one can leave behind.
+  struct Connecting {
+    std::mutex mutex;
+    std::condition_variable is_done;
+    std::optional<absl::Status> status;
+  };
+  const auto connecting = std::make_shared<Connecting>();
   const std::string what = absl::StrCat("connecting the ", size, " ranks of ", name);
-  absl::Status status =
-      ToStatus(ncclCommInitRankConfig(&handle->comm_, size, id, rank, &config), what);
-  if (status.ok()) status = handle->AwaitReady(what, patience);
-  if (!status.ok()) {
-    // Nobody else knows of it yet.
-    if (const ncclComm_t comm = handle->TakeForAbort(); comm != nullptr) (void)ncclCommAbort(comm);
-    return status;
+  std::thread([connecting, handle, id, rank, size, device, what] {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 1;
+    config.commName = handle->name_.c_str();
+    ncclComm_t comm = nullptr;
+    absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice");
+    if (status.ok())
+      status = ToStatus(ncclCommInitRankConfig(&comm, size, id, rank, &config), what);
+    if (status.ok()) handle->comm_ = comm;
+    const std::lock_guard<std::mutex> lock(connecting->mutex);
+    connecting->status = std::move(status);
+    connecting->is_done.notify_all();
+  }).detach();
+
+  std::unique_lock<std::mutex> lock(connecting->mutex);
+  while (!connecting->is_done.wait_for(lock, kPeriod,
+                                       [&] { return connecting->status.has_value(); })) {
+    if (patience.is_cancelled()) return absl::CancelledError(absl::StrCat(what, ": cancelled"));
+    if (MonotonicNanoseconds() >= patience.deadline_ns) {
+      return absl::DeadlineExceededError(absl::StrCat(what, " timed out"));
+    }
   }
+  EK_RETURN_IF_ERROR(*connecting->status);
   return handle;
 }
 
@@ -67,42 +106,25 @@ NcclHandle::~NcclHandle() {
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
 }
 
-absl::Status NcclHandle::RunGroup(const GroupCalls& calls, const NcclPatience& patience) {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (comm_ == nullptr) return Gone("ncclGroupStart");
-    EK_RETURN_IF_ERROR(ToStatus(ncclGroupStart(), "ncclGroupStart"));
-    absl::Status status = calls(comm_, stream_);
-    // Also after an error: the thread must leave the group.
-    const absl::Status end = ToStatus(ncclGroupEnd(), "ncclGroupEnd");
-    if (status.ok()) status = end;
-    EK_RETURN_IF_ERROR(status);
-  }
-  return AwaitReady("connecting the peers", patience);
+absl::Status NcclHandle::RunGroup(const WatchedCall& call, const GroupCalls& calls) {
+  const InsideScope inside(*this, call);
+  const std::lock_guard<std::timed_mutex> lock(nccl_mutex_);
+  const ncclComm_t comm = comm_;
+  if (comm == nullptr) return Gone("ncclGroupStart");
+  EK_RETURN_IF_ERROR(ToStatus(ncclGroupStart(), "ncclGroupStart"));
+  absl::Status status = calls(comm, stream_);
+  // Also after an error: the thread must leave the group.
+  const absl::Status end = ToStatus(ncclGroupEnd(), "ncclGroupEnd");
+  if (status.ok()) status = end;
+  return status;
 }
 
-absl::Status NcclHandle::AwaitReady(const std::string& what, const NcclPatience& patience) {
-  const int64_t begin = MonotonicNanoseconds();
-  for (;;) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (comm_ == nullptr) return Gone(what);
-      ncclResult_t state = ncclInProgress;
-      EK_RETURN_IF_ERROR(ToStatus(ncclCommGetAsyncError(comm_, &state), what));
-      if (state == ncclSuccess) return absl::OkStatus();
-      EK_RETURN_IF_ERROR(ToStatus(state, what));
-    }
-    if (patience.is_cancelled()) return absl::CancelledError(absl::StrCat(what, ": cancelled"));
-    const int64_t now = MonotonicNanoseconds();
-    if (now >= patience.deadline_ns)
-      return absl::DeadlineExceededError(absl::StrCat(what, " timed out"));
-    if (now - begin < kSpinNanoseconds) {
-      sched_yield();
-      continue;
-    }
-    const timespec pause = {0, kSleepNanoseconds};
-    nanosleep(&pause, nullptr);
-  }
+std::optional<std::string> NcclHandle::FindOverdue(int64_t now_ns, double timeout_s) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (inside_ == nullptr) return std::nullopt;
+  const double waited_s = static_cast<double>(now_ns - inside_since_ns_) * 1e-9;
+  if (waited_s <= timeout_s) return std::nullopt;
+  return DescribeTimeout(*inside_, waited_s);
 }
 
 void NcclHandle::SetInterrupt(std::function<bool()> is_interrupted) {
@@ -122,30 +144,29 @@ bool NcclHandle::is_interrupted() const {
 }
 
 absl::Status NcclHandle::AsyncError() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (comm_ == nullptr) return absl::OkStatus();
+  const std::unique_lock<std::timed_mutex> lock(nccl_mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return absl::OkStatus();
+  const ncclComm_t comm = comm_;
+  if (comm == nullptr) return absl::OkStatus();
   ncclResult_t state = ncclSuccess;
-  EK_RETURN_IF_ERROR(ToStatus(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError"));
+  EK_RETURN_IF_ERROR(ToStatus(ncclCommGetAsyncError(comm, &state), "ncclCommGetAsyncError"));
   return ToStatus(state, "NCCL");
 }
 
-absl::Status NcclHandle::Close(const NcclPatience& patience) {
-  const std::string what = absl::StrCat("closing ", name_);
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (comm_ == nullptr) return Gone(what);
-    EK_RETURN_IF_ERROR(ToStatus(ncclCommFinalize(comm_), what));
-  }
+absl::Status NcclHandle::Close(const WatchedCall& call) {
+  const InsideScope inside(*this, call);
+  const std::lock_guard<std::timed_mutex> lock(nccl_mutex_);
+  const ncclComm_t comm = comm_;
+  if (comm == nullptr) return Gone(call.text);
+  EK_RETURN_IF_ERROR(ToStatus(ncclCommFinalize(comm), call.text));
   // A finalised communicator is destroyed without waiting for anybody.
-  EK_RETURN_IF_ERROR(AwaitReady(what, patience));
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (comm_ == nullptr) return Gone(what);
-  return ToStatus(ncclCommDestroy(std::exchange(comm_, nullptr)), what);
+  comm_ = nullptr;
+  return ToStatus(ncclCommDestroy(comm), call.text);
 }
 
 ncclComm_t NcclHandle::TakeForAbort() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return std::exchange(comm_, nullptr);
+  const std::unique_lock<std::timed_mutex> lock(nccl_mutex_, kTimeToLeave);
+  return comm_.exchange(nullptr);
 }
 
 }  // namespace evenkeel

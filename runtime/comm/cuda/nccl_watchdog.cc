@@ -25,6 +25,7 @@ constexpr std::chrono::seconds kAbortPatience(20);
 NcclWatchdog::NcclWatchdog(int device, double timeout_s,
                            std::function<void(absl::Status)> on_failure)
     : device_(device),
+      timeout_s_(timeout_s),
       on_failure_(std::move(on_failure)),
       calls_(timeout_s),
       thread_([this] { Run(); }) {}
@@ -117,6 +118,10 @@ void NcclWatchdog::CheckCommunicators() {
   for (const Watched& watched : communicators) {
     if (watched.handle->is_interrupted()) {
       Abort(watched);
+      continue;
+    }
+    if (const auto overdue = watched.handle->FindOverdue(MonotonicNanoseconds(), timeout_s_)) {
+      Fail(absl::DeadlineExceededError(*overdue));
       continue;
     }
     const absl::Status error = watched.handle->AsyncError();

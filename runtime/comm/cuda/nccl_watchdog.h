@@ -63,6 +63,7 @@ class NcclWatchdog {
   void AbortAll();
 
   const int device_;
+  const double timeout_s_;
   const std::function<void(absl::Status)> on_failure_;
   std::atomic<int64_t> step_{0};
   std::atomic<bool> has_failed_{false};
