@@ -11,6 +11,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
+#include "attention/kernels/cuda/tile_ticket.cuh"
 
 namespace evenkeel {
 namespace {
@@ -64,8 +65,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
   const uint32_t stages = q_tile + Shape::kQBytes;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 
-  const QueryTile tile = p.plan.forward_tiles[blockIdx.x / p.num_heads];
-  const int head = blockIdx.x % p.num_heads;
+  const auto [tile_index, head] =
+      QueryTicketOf(p.plan.forward_tiles, blockIdx.x, p.num_heads, p.num_kv_heads);
+  const QueryTile tile = p.plan.forward_tiles[tile_index];
   const int kv_head = head / (p.num_heads / p.num_kv_heads);
   const int num_keys = tile.num_keys;
   if (num_keys <= 0) return StoreEmptyTile<Shape>(p, tile, head);

@@ -15,6 +15,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
 #include "attention/kernels/cuda/tensor_map.h"
+#include "attention/kernels/cuda/tile_ticket.cuh"
 
 namespace evenkeel {
 namespace {
@@ -63,8 +64,9 @@ __device__ __forceinline__ void Produce(const SoftmaxForwardParams& p, const Ten
     const int64_t index = TileOfRound(round);
     if (int64_t{round} * gridDim.x >= num_tiles) break;
     if (index >= num_tiles) continue;
-    const QueryTile& tile = p.plan.forward_tiles[index / p.num_heads];
-    const int head = static_cast<int>(index % p.num_heads);
+    const auto [tile_index, head] =
+        QueryTicketOf(p.plan.forward_tiles, index, p.num_heads, p.num_kv_heads);
+    const QueryTile& tile = p.plan.forward_tiles[tile_index];
     const int num_keys = tile.num_keys;
     if (num_keys <= 0) continue;
     WaitBarrier(SharedAddress(&b.q_empty), q_parity);
@@ -196,8 +198,9 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, Barriers&
     const int64_t index = TileOfRound(round);
     if (int64_t{round} * gridDim.x >= num_tiles) break;
     if (index >= num_tiles) continue;
-    const QueryTile tile = p.plan.forward_tiles[index / p.num_heads];
-    const int head = static_cast<int>(index % p.num_heads);
+    const auto [tile_index, head] =
+        QueryTicketOf(p.plan.forward_tiles, index, p.num_heads, p.num_kv_heads);
+    const QueryTile tile = p.plan.forward_tiles[tile_index];
     const int num_keys = tile.num_keys;
     float o[kDim / 2];
 #pragma unroll

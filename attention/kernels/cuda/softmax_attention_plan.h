@@ -25,7 +25,9 @@ struct QueryTile {
   int32_t kv_begin;
   int32_t visible;
   int32_t num_keys;
-  int32_t unused[3];
+  int32_t batch_begin;
+  int32_t batch_tiles;
+  int32_t heads_at_once;
 };
 
 // Keys [kv_begin, kv_begin + kv_rows); tasks [task_begin, task_end) of the plan may see some of
@@ -73,7 +75,7 @@ struct SoftmaxAttentionPlanView {
   int64_t num_query_tiles = 0;
   int64_t num_key_tiles = 0;
   int64_t num_tasks = 0;
-  const QueryTile* forward_tiles = nullptr;  // most keys first
+  const QueryTile* forward_tiles = nullptr;  // by batch, most keys first
   const QueryTile* query_tiles = nullptr;    // by task, then by row
   const KeyTile* key_tiles = nullptr;        // by batch; ascending within a run of keys
   // Those with queries and keys, whose keys end last first; equals in the order of the list.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "attention/kernels/cuda/softmax_attention_plan.h"
+#include "attention/kernels/cuda/tile_ticket.cuh"
 
 namespace evenkeel {
 
@@ -59,25 +60,6 @@ __device__ __forceinline__ void Advance(Walk& walk, const PlannedTask* tasks, co
   walk.group_head = 0;
   if (--walk.tile >= walk.first_tile) return;
   SeekTask<Shape>(walk, tasks, keys, walk.task_index + 1, lane);
-}
-
-// A key tile of one key/value head, what a block takes with a ticket. Tickets run through the
-// batches of the plan; within a batch through blocks of heads, then through tiles, then through the
-// heads of the block.
-struct KeyTicket {
-  int tile;
-  int kv_head;
-};
-
-__device__ __forceinline__ KeyTicket TicketOf(const KeyTile* tiles, uint32_t ticket,
-                                              int num_kv_heads) {
-  const KeyTile& any = tiles[ticket / num_kv_heads];  // one of the batch
-  const int tickets = static_cast<int>(ticket) - any.batch_begin * num_kv_heads;
-  const int block = tickets / (any.batch_tiles * any.heads_at_once);
-  const int first_head = block * any.heads_at_once;
-  const int heads = min(any.heads_at_once, num_kv_heads - first_head);
-  const int within = tickets - first_head * any.batch_tiles;
-  return {any.batch_begin + within / heads, first_head + within % heads};
 }
 
 // Counters are read relaxed: what follows are additions in the L2 cache, where the earlier
