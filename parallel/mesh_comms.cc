@@ -48,6 +48,8 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
   const int inside = (at.dp * shape.cp + at.cp) * shape.tp + at.tp;
   if (shape.tp > 1) {
     EK_ASSIGN_OR_RETURN(axes.tp, comms->Divide(world, world.rank() / shape.tp, at.tp, "tp"));
+    // Rows travel all the time, beside products that take the whole GPU.
+    if (axes.tp != nullptr) EK_RETURN_IF_ERROR(comms->comms_.back()->UsePeerCopies());
   }
   if (options.key_value_copies > 1) {
     EK_ASSIGN_OR_RETURN(

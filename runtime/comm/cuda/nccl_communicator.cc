@@ -125,7 +125,18 @@ NcclCommunicator::NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Comm
       place_(context_->Place(rank(), size())),
       stream_number_(context_->NewStreamNumber()),
       barrier_flag_(barrier_flag) {
-  context_->watchdog().Add(NcclWatchdog::Watched{handle_, place_, stream_number_});
+  context_->watchdog().Add(NcclWatchdog::Watched{handle_, place_, stream_number_, nullptr});
+}
+
+absl::Status NcclCommunicator::UsePeerCopies(int64_t slot_bytes) {
+  EK_ASSIGN_OR_RETURN(std::unique_ptr<PeerWindow> window,
+                      PeerWindow::Create(*bootstrap_, kPeerSlots, slot_bytes));
+  if (window == nullptr) return absl::OkStatus();
+  peers_ = std::make_shared<PeerCopies>(std::move(window), rank(), size());
+  NcclWatchdog& watchdog = context_->watchdog();
+  watchdog.Remove(handle_.get());
+  watchdog.Add(NcclWatchdog::Watched{handle_, place_, stream_number_, peers_});
+  return absl::OkStatus();
 }
 
 NcclCommunicator::~NcclCommunicator() {
@@ -140,6 +151,9 @@ NcclCommunicator::~NcclCommunicator() {
     }
     const timespec pause = {0, 100000};
     nanosleep(&pause, nullptr);
+  }
+  if (!watchdog.has_failed() && !handle_->is_interrupted() && peers_ != nullptr) {
+    if (const absl::Status status = peers_->window().Close(); !status.ok()) watchdog.Fail(status);
   }
   if (!watchdog.has_failed() && !handle_->is_interrupted()) {
     WatchedCall closing;
@@ -274,6 +288,9 @@ Work NcclCommunicator::AllGatherAsync(ConstTensorView mine, TensorView all,
   const int64_t row_bytes = RowBytes(all);
   return Enqueue("AllGather", label, DescribeSize(all), [&](ncclComm_t comm, cudaStream_t stream) {
     if (BytesOf(all) == 0) return absl::OkStatus();
+    if (peers_ != nullptr && peers_->Takes(all, rows)) {
+      return peers_->Gather(mine, all, rows, stream);
+    }
     if (AreEqual(rows)) {
       return ToStatus(ncclAllGather(mine.data, all.data, static_cast<size_t>(BytesOf(mine)),
                                     ncclInt8, comm, stream),
@@ -308,6 +325,9 @@ Work NcclCommunicator::ReduceScatterAsync(ConstTensorView all, TensorView mine,
   return Enqueue(
       "ReduceScatter", label, DescribeSize(all), [&](ncclComm_t comm, cudaStream_t stream) {
         if (BytesOf(all) == 0) return absl::OkStatus();
+        if (peers_ != nullptr && op == ReduceOp::kSum && peers_->TakesSums(all, rows)) {
+          return peers_->Scatter(all, mine, rows, stream);
+        }
         if (AreEqual(rows)) {
           return ToStatus(
               ncclReduceScatter(all.data, mine.data, static_cast<size_t>(mine.num_elements()),

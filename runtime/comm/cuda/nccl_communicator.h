@@ -12,6 +12,7 @@
 #include "runtime/comm/cuda/nccl_context.h"
 #include "runtime/comm/cuda/nccl_handle.h"
 #include "runtime/comm/cuda/nccl_work.h"
+#include "runtime/comm/cuda/peer_copies.h"
 
 namespace evenkeel {
 
@@ -39,6 +40,10 @@ class NcclCommunicator : public Communicator {
                                                       const std::string& name) override;
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
+  absl::Status UsePeerCopies() override { return UsePeerCopies(kPeerSlotBytes); }
+  // With slots of that size, for tests.
+  absl::Status UsePeerCopies(int64_t slot_bytes);
+  bool uses_peer_copies() const { return peers_ != nullptr; }
   void SetInterrupt(std::function<bool()> is_interrupted) override {
     handle_->SetInterrupt(std::move(is_interrupted));
   }
@@ -47,6 +52,9 @@ class NcclCommunicator : public Communicator {
   [[noreturn]] void Abort(ExitCode code) override;
 
  private:
+  static constexpr int kPeerSlots = 2;
+  static constexpr int64_t kPeerSlotBytes = int64_t{32} << 20;
+
   NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Communicator> owned,
                    const std::string& name, std::shared_ptr<NcclContext> context,
                    std::shared_ptr<NcclHandle> handle, std::shared_ptr<CallBoard> board,
@@ -66,7 +74,8 @@ class NcclCommunicator : public Communicator {
   std::unique_ptr<Communicator> owned_bootstrap_;
   std::shared_ptr<NcclContext> context_;
   std::shared_ptr<NcclHandle> handle_;
-  std::shared_ptr<CallBoard> board_;  // null if the bootstrap has none
+  std::shared_ptr<CallBoard> board_;   // null if the bootstrap has none
+  std::shared_ptr<PeerCopies> peers_;  // null unless UsePeerCopies made it
   std::shared_ptr<const NcclCallEvents> last_call_;
   std::string place_;
   int stream_number_;

@@ -92,7 +92,15 @@ void NcclWatchdog::Run() {
   if (!failure.ok()) {
     // First the report, for the abort may hang.
     if (on_failure_ != nullptr) on_failure_(failure);
+    ReleaseAll();
     AbortAll();
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!must_stop_) {
+      lock.unlock();
+      ReleaseAll();
+      lock.lock();
+      wake_.wait_for(lock, kPeriod, [this] { return must_stop_; });
+    }
   }
   aborts_.clear();  // waits for them
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -156,6 +164,13 @@ void NcclWatchdog::Abort(const Watched& watched) {
         if (status.ok()) status = ToStatus(ncclCommAbort(comm), "ncclCommAbort");
         if (!status.ok()) LogError(std::string(status.message()));
       }));
+}
+
+void NcclWatchdog::ReleaseAll() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const Watched& watched : communicators_) {
+    if (watched.peers != nullptr) watched.peers->window().Release();
+  }
 }
 
 void NcclWatchdog::AbortAll() {

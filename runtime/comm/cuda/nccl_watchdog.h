@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "runtime/comm/call_watch.h"
 #include "runtime/comm/cuda/nccl_handle.h"
+#include "runtime/comm/cuda/peer_copies.h"
 
 namespace evenkeel {
 
@@ -35,7 +36,8 @@ class NcclWatchdog {
   struct Watched {
     std::shared_ptr<NcclHandle> handle;
     std::string place;
-    int stream;  // the WatchedCall::stream of its calls
+    int stream;                         // the WatchedCall::stream of its calls
+    std::shared_ptr<PeerCopies> peers;  // null if it has none
   };
   void Add(Watched communicator);
   void Remove(const NcclHandle* handle);
@@ -61,6 +63,8 @@ class NcclWatchdog {
   // memory waits for the whole device, and so for calls of the others, which stay watched.
   void Abort(const Watched& watched);
   void AbortAll();
+  // Ends what waits for peers' copies. Repeatedly, for peers may set counters back.
+  void ReleaseAll();
 
   const int device_;
   const double timeout_s_;

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/philox.h"
+#include "runtime/comm/cuda/nccl_communicator.h"
 #include "tests/gpu/comm/nccl_fixture.h"
 
 namespace evenkeel {
@@ -268,6 +269,93 @@ TEST_F(NcclCollectives, SplitByColorAndKey) {
   ASSERT_TRUE(nccl().Barrier("all").ok());
   Synchronize();
   EXPECT_TRUE(runtime().status().ok()) << runtime().status();
+}
+
+// A communicator of all ranks whose large gathers and scatters go by copy engines, in pieces of
+// many slots' worth; null where it cannot.
+std::unique_ptr<Communicator> WithPeerCopies(Communicator& nccl) {
+  auto part = nccl.Split(0, nccl.rank(), "peers");
+  EXPECT_TRUE(part.ok()) << part.status();
+  auto& peers = dynamic_cast<NcclCommunicator&>(**part);
+  const absl::Status status = peers.UsePeerCopies(int64_t{1} << 19);
+  EXPECT_TRUE(status.ok()) << status;
+  return peers.uses_peer_copies() ? *std::move(part) : nullptr;
+}
+
+// Rows of 256 bytes and more than a slot of them: equal ones, unequal ones, none on the last rank.
+std::vector<std::vector<int64_t>> ManyRowCounts(int size) {
+  std::vector<std::vector<int64_t>> counts = {
+      std::vector<int64_t>(static_cast<size_t>(size), 3001)};
+  counts.emplace_back();
+  for (int r = 0; r < size; ++r) counts.back().push_back(r == size - 1 ? 0 : 1700 + 1234 * r);
+  counts.push_back({counts.back().rbegin(), counts.back().rend()});
+  return counts;
+}
+
+TEST_F(NcclCollectives, GatherByPeerCopies) {
+  const std::unique_ptr<Communicator> peers = WithPeerCopies(nccl());
+  if (peers == nullptr) GTEST_SKIP() << "ranks do not reach each other's memory";
+  constexpr int64_t kColumns = 64;
+  const auto me = static_cast<size_t>(rank());
+  for (const std::vector<int64_t>& rows : ManyRowCounts(size())) {
+    const int64_t total = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+    const int64_t begin = std::accumulate(rows.begin(), rows.begin() + rank(), int64_t{0});
+    TwinTensor<float> mine(Values<float>(rows[me] * kColumns, rank()), kColumns);
+    TwinTensor<float> all(std::vector<float>(static_cast<size_t>(total * kColumns), -1), kColumns);
+    TwinTensor<float> place(std::vector<float>(static_cast<size_t>(total * kColumns), rank()),
+                            kColumns);
+    ASSERT_TRUE(mpi().AllGather(mine.host(), all.host(), rows, "g").ok());
+    ASSERT_TRUE(
+        mpi()
+            .AllGather(place.host().Rows(begin, begin + rows[me]), place.host(), rows, "in place")
+            .ok());
+    // Several calls in flight, which use each other's slots.
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_TRUE(peers->AllGather(mine.device(), all.device(), rows, "g").ok());
+      ASSERT_TRUE(peers
+                      ->AllGather(place.device().Rows(begin, begin + rows[me]), place.device(),
+                                  rows, "in place")
+                      .ok());
+    }
+    Synchronize();
+    all.ExpectEqual("out of place");
+    place.ExpectEqual("in place");
+  }
+  ASSERT_TRUE(runtime().status().ok()) << runtime().status();
+}
+
+TEST_F(NcclCollectives, ScatterByPeerCopies) {
+  const std::unique_ptr<Communicator> peers = WithPeerCopies(nccl());
+  if (peers == nullptr) GTEST_SKIP() << "ranks do not reach each other's memory";
+  constexpr int64_t kColumns = 128;
+  const auto me = static_cast<size_t>(rank());
+  for (const std::vector<int64_t>& rows : ManyRowCounts(size())) {
+    const int64_t total = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+    TwinTensor<float> all(Values<float>(total * kColumns, rank()), kColumns);
+    TwinTensor<float> mine(std::vector<float>(static_cast<size_t>(rows[me] * kColumns), -1),
+                           kColumns);
+    ASSERT_TRUE(mpi().ReduceScatter(all.host(), mine.host(), rows, ReduceOp::kSum, "s").ok());
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_TRUE(
+          peers->ReduceScatter(all.device(), mine.device(), rows, ReduceOp::kSum, "s").ok());
+    }
+    Synchronize();
+    mine.ExpectEqual("float32");
+
+    std::vector<Bits> values;
+    for (const float x : Values<float>(total * kColumns, rank())) values.push_back(ToBits(x));
+    const DeviceArray<Bits> parts(values);
+    const DeviceArray<Bits> sums(std::vector<Bits>(static_cast<size_t>(rows[me] * kColumns)));
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    const TensorView from(parts.data(), DType::kBF16, {total, kColumns}, Device::kCuda);
+    const TensorView to(sums.data(), DType::kBF16, {rows[me], kColumns}, Device::kCuda);
+    ASSERT_TRUE(peers->ReduceScatter(from, to, rows, ReduceOp::kSum, "bf16").ok());
+    Synchronize();
+    const std::vector<Bits> got = sums.Download();
+    const std::vector<float> want = mine.Download();
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(FromBits(got[i]), want[i]) << i;
+  }
+  ASSERT_TRUE(runtime().status().ok()) << runtime().status();
 }
 
 }  // namespace

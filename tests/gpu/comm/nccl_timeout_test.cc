@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/exit_code.h"
+#include "runtime/comm/cuda/nccl_communicator.h"
 #include "tests/gpu/comm/nccl_fixture.h"
 
 namespace evenkeel {
@@ -135,6 +136,36 @@ TEST_F(NcclTimeout, NamesTheFirstCallThatARankDoesNotJoin) {
     (void)comm.AllReduce(data.device(), ReduceOp::kSum, "first");
     ExpectFailureOf("first");
   }
+  Meet();
+}
+
+TEST_F(NcclTimeout, FreesRanksThatWaitForCopiesOfAPeer) {
+  if (ranks_->nccl.world().size() < 2) GTEST_SKIP() << "needs two ranks";
+  auto part = ranks_->nccl.world().Split(0, ranks_->nccl.world().rank(), "peers");
+  ASSERT_TRUE(part.ok()) << part.status();
+  auto& comm = dynamic_cast<NcclCommunicator&>(**part);
+  ASSERT_TRUE(comm.UsePeerCopies().ok());
+  if (!comm.uses_peer_copies()) GTEST_SKIP() << "ranks do not reach each other's memory";
+  constexpr int64_t kRows = 4096, kColumns = 64;
+  const std::vector<int64_t> rows(static_cast<size_t>(comm.size()), kRows);
+  const TwinTensor<float> mine(std::vector<float>(kRows * kColumns, 1.f), kColumns);
+  const TwinTensor<float> all(
+      std::vector<float>(static_cast<size_t>(comm.size() * kRows * kColumns), 0.f), kColumns);
+  ASSERT_TRUE(comm.AllGather(mine.device(), all.device(), rows, "connect").ok());
+  ASSERT_EQ(cudaStreamSynchronize(ranks_->stream), cudaSuccess);
+  Meet();
+  if (comm.rank() != 1) {
+    EXPECT_TRUE(comm.AllGather(mine.device(), all.device(), rows, "rows").ok());
+  } else {  // must fail too, lest it wait for the others where it leaves the window
+    (void)ranks_->nccl.world().AllReduce(mine.device(), ReduceOp::kSum, "alone");
+  }
+  const absl::Status told = report_.Await(20);
+  EXPECT_EQ(told.code(), absl::StatusCode::kDeadlineExceeded) << told;
+  if (comm.rank() != 1) {
+    EXPECT_THAT(std::string(told.message()), HasSubstr("AllGather \"rows\""));
+    EXPECT_THAT(std::string(told.message()), HasSubstr(". It has not arrived: rank 1\n"));
+  }
+  EXPECT_EQ(cudaStreamSynchronize(ranks_->stream), cudaSuccess);
   Meet();
 }
 
