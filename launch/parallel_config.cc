@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -42,9 +43,42 @@ absl::Status CheckPool(const ParallelConfig& config, bool has_softmax) {
   return absl::OkStatus();
 }
 
+// What only disaggregated attention reads is not to be set in vain. A value that says what holds
+// anyway is fine: a run's resolved.yaml has every key. `unset` holds the defaults.
+void CheckPoolKeys(ConfigFields& fields, const ParallelConfig& config,
+                   const ParallelConfig& unset) {
+  if (fields.HasError("attention") || fields.HasError("attention_servers")) return;
+  const bool sets_least = config.attention_servers_min != unset.attention_servers_min;
+  if (config.attention == SoftmaxExchange::kDisaggregated) {
+    if (sets_least && config.attention_servers == 0) {
+      fields.Error("attention_servers_min",
+                   "has no effect without dedicated servers: remove it, or set "
+                   "parallel.attention_servers to a number of them");
+    }
+    return;
+  }
+  const std::pair<const char*, bool> keys[] = {
+      {"attention_servers", config.attention_servers != unset.attention_servers},
+      {"attention_servers_min", sets_least},
+      {"attention_speeds", config.attention_learns_speeds != unset.attention_learns_speeds},
+      {"attention_cost", config.attention_cost != unset.attention_cost},
+      {"attention_tolerance", config.attention_tolerance != unset.attention_tolerance},
+      {"attention_shard", config.attention_shard != unset.attention_shard},
+      {"attention_messages", config.attention_signals != unset.attention_signals},
+      {"ping_pong", config.ping_pong != unset.ping_pong},
+  };
+  for (const auto& [key, is_set] : keys) {
+    if (!is_set) continue;
+    fields.Error(key,
+                 "has no effect, as parallel.attention is not disaggregated: remove it, or set "
+                 "parallel.attention: disaggregated");
+  }
+}
+
 }  // namespace
 
 void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
+  const ParallelConfig unset = config;
   fields.Int("pp", &config.mesh.pp, "pipeline stages", 1, kMostRanks);
   fields.Int("dp", &config.mesh.dp, "data-parallel replicas; 0 = what is left of the ranks", 0,
              kMostRanks);
@@ -129,6 +163,7 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
               {{"auto", SplitPolicy::kAuto},
                {"contiguous", SplitPolicy::kContiguous},
                {"zigzag", SplitPolicy::kZigzag}});
+  CheckPoolKeys(fields, config, unset);
 }
 
 int64_t FewestRanks(const ParallelConfig& config) {

@@ -137,6 +137,7 @@ DType ComputeDType(const RuntimeConfig& config) {
 }
 
 void DescribeFields(ConfigFields& fields, RunConfig& config) {
+  const double unset_lost_after_s = config.runtime.lost_after_s;
   fields.String("folder", &config.folder, "run folder: checkpoints, metrics, plots");
   if (config.folder.empty()) fields.Error("folder", "is empty: name one, such as runs/my_run");
   fields.Int("seed", &config.seed, "of initial weights and sample order", 0, int64_t{1} << 62);
@@ -159,6 +160,12 @@ void DescribeFields(ConfigFields& fields, RunConfig& config) {
     fields.Error("train.micro_batch_size", absl::StrCat("times data.sequence_length is more than ",
                                                         kMaxTokensAtOnce, " tokens at once"));
   }
+  if (config.runtime.lost_after_s != unset_lost_after_s && config.parallel.attention_servers == 0 &&
+      !fields.HasError("parallel.attention_servers")) {
+    fields.Error("runtime.lost_after_s",
+                 "has no effect without dedicated attention servers: remove it, or set "
+                 "parallel.attention_servers to a number of them");
+  }
   const ModelConfig& model = config.model;
   if (model.max_position_embeddings > 0 &&
       config.data.sequence_length > model.max_position_embeddings) {
@@ -172,7 +179,8 @@ absl::StatusOr<RunConfig> ReadRunConfig(const std::string& file,
   RunConfig config;
   EK_RETURN_IF_ERROR(
       ReadConfig(file, overrides, [&](ConfigFields& fields) { DescribeFields(fields, config); }));
-  if (config.parallel.ping_pong == PingPong::kAuto) {
+  if (config.parallel.attention == SoftmaxExchange::kDisaggregated &&
+      config.parallel.ping_pong == PingPong::kAuto) {
     config.parallel.ping_pong =
         config.runtime.device == Device::kCuda ? PingPong::kOn : PingPong::kOff;
   }

@@ -238,8 +238,8 @@ void ConfigFields::Section(const char* key, const char* help, const Description&
 
 void ConfigFields::Error(const char* key, const std::string& message) {
   if (mode_ != Mode::kRead) return;
+  if (HasError(key)) return;
   const std::string path = prefix_ + key;
-  if (failed_paths_.count(path) > 0) return;
   ConfigMark mark = section_mark_;
   const ConfigNode* map = map_;
   const std::vector<std::string> parts = absl::StrSplit(key, '.');

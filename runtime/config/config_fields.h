@@ -70,6 +70,8 @@ class ConfigFields {
   // may be dotted; the message names its place if it was given. Dropped if the key already has an
   // error (its storage then still holds the default), and when writing or listing.
   void Error(const char* key, const std::string& message);
+  // Whether `key` (as for Error) has one: what follows from its value is then not to be told.
+  bool HasError(const char* key) const { return failed_paths_.count(prefix_ + key) > 0; }
 
  private:
   enum class Mode : uint8_t { kRead, kWrite, kList };

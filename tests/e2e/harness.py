@@ -178,6 +178,7 @@ class EndToEndTest(unittest.TestCase):
                      "sequence_length": 64},
             "train": {"steps": 20, "global_batch_size": 4, "lr": 0.01, "warmup_steps": 5},
             "checkpoint": {},
+            "parallel": {},
             # A peak of its own spares the measurement at the start.
             "runtime": {"dtype": "float64", "threads": 1, "peak_gflops": 1, "timeout_s": 30},
         }

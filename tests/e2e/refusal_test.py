@@ -87,6 +87,22 @@ class ConfigTest(EndToEndTest):
         self.train(config, "nonsense", ranks=0, code=USAGE)
         self.train(self.folder / "absent.yaml", ranks=0, code=USAGE)
 
+    def test_keys_without_effect(self):
+        config, run = self.config(parallel__attention="ring", parallel__attention_shard=8,
+                                  train__steps=2, train__warmup_steps=0)
+        output = self.train(config, "parallel.ping_pong=off", code=USAGE)
+        line = config.read_text().splitlines().index("  attention_shard: 8") + 1
+        for place in (f"{config.name}:{line}:3: parallel.attention_shard: has no effect",
+                      "--set parallel.ping_pong=off: parallel.ping_pong: has no effect"):
+            self.assertIn(place, output)
+        self.assertIn("set parallel.attention: disaggregated", output)
+        self.assertFalse(run.exists())
+        self.train(config, "parallel.attention_shard=128")
+        # What the run folder holds of the config has every key, and trains on.
+        self.train(run / "resolved.yaml", "train.steps=3")
+        self.train(run / "resolved.yaml", "train.steps=4", "parallel.attention=disaggregated",
+                   "parallel.attention_shard=8", "parallel.ping_pong=off")
+
     def test_malformed_files(self):
         path = self.folder / "bad.yaml"
         for text in (b"", b"[" * 5000, b"\x00\xff\xfe" * 100, b"model: {a: 1", b"\tfolder: x",

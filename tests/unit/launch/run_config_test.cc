@@ -109,7 +109,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.virtual_stages", "2"},
     {"parallel.layers_per_stage", "[\"1\", \"3\", \"2\", \"2\"]"},
     {"parallel.zero", "\"3\""},
-    {"parallel.attention", "ulysses"},
+    {"parallel.attention", "disaggregated"},
     {"parallel.attention_servers", "\"2\""},
     {"parallel.attention_servers_min", "3"},
     {"parallel.attention_tolerance", "0.25"},
@@ -244,6 +244,64 @@ TEST(RunConfig, CrossFieldErrorsSayWhatIsWrong) {
     EXPECT_EQ(std::string(status.message()), c.message);
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kUsage);
   }
+}
+
+// What only disaggregated attention reads, with a value that is not the default.
+const std::pair<const char*, const char*> kPoolKeys[] = {
+    {"attention_servers", "2"}, {"attention_servers_min", "3"},   {"attention_tolerance", "1"},
+    {"attention_shard", "64"},  {"attention_cost", "cost.json"},  {"attention_speeds", "measured"},
+    {"ping_pong", "off"},       {"attention_messages", "signal"},
+};
+
+TEST(RunConfig, KeysOfDisaggregationAreNotSetInVain) {
+  const std::string wrong =
+      "has no effect, as parallel.attention is not disaggregated: remove it, or set "
+      "parallel.attention: disaggregated";
+  for (const auto& [key, value] : kPoolKeys) {
+    const std::string path = absl::StrCat("parallel.", key);
+    const std::string setting = absl::StrCat(path, "=", value);
+    for (const char* other : {"gather", "ring", "ulysses"}) {
+      RunConfig config;
+      const absl::Status status =
+          Read(absl::StrCat(kSmall, "parallel:\n  attention: ", other, "\n  ", key, ": ", value),
+               {}, &config);
+      EXPECT_EQ(status.message(), absl::StrCat("x.yaml:5:3: ", path, ": ", wrong));
+      EXPECT_EQ(ExitCodeOf(status), ExitCode::kUsage);
+    }
+    RunConfig config;
+    EXPECT_EQ(Read(kSmall, {setting}, &config).message(),
+              absl::StrCat("--set ", setting, ": ", path, ": ", wrong));
+    // The strategy is unknown: that is all that is told.
+    const std::string unknown(
+        Read(kSmall, {setting, "parallel.attention=disagregated"}, &config).message());
+    EXPECT_THAT(unknown, HasSubstr("did you mean disaggregated?"));
+    EXPECT_THAT(unknown, ::testing::Not(HasSubstr("no effect")));
+  }
+  for (const char* key : {"parallel.attention_servers_min=2", "runtime.lost_after_s=2"}) {
+    RunConfig config;
+    EXPECT_THAT(
+        std::string(Read(kSmall, {"parallel.attention=disaggregated", key}, &config).message()),
+        HasSubstr(" has no effect without dedicated "));
+    config = RunConfig();
+    const absl::Status status = Read(
+        kSmall, {"parallel.attention=disaggregated", "parallel.attention_servers=2", key}, &config);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+}
+
+// What a run folder holds of a config can be run: it names every key, whatever the strategy.
+TEST(RunConfig, WrittenConfigsOfEveryStrategyCanBeRead) {
+  const std::string path = testing::TempDir() + "ek_run_config_strategies.yaml";
+  for (const char* strategy : {"gather", "ring", "ulysses", "disaggregated"}) {
+    std::ofstream(path) << kSmall << "parallel: {attention: " << strategy << "}\n";
+    const auto config = ReadRunConfig(path, {});
+    ASSERT_TRUE(config.ok()) << config.status();
+    std::ofstream(path) << ToYaml(*config);
+    const auto again = ReadRunConfig(path, {});
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(ToYaml(*again), ToYaml(*config));
+  }
+  std::remove(path.c_str());
 }
 
 TEST(RunConfig, LimitsThatAreReachedAreAllowed) {
