@@ -97,7 +97,7 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
     int64_t n = 0;
     if (!absl::SimpleAtoi(text, &n) || n < 1) {
       fields.Error("layers_per_stage", absl::StrCat("'", text, "' is not a number of layers"));
-      return;
+      break;
     }
     config.layers_per_stage.push_back(n);
   }
@@ -119,13 +119,13 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
   fields.String("attention_servers", &servers,
                 "disaggregated: in_place, every rank serves, or a number of ranks more, for each "
                 "tensor-parallel place, that hold no weights and serve alone");
-  if (servers == "in_place") {
-    config.attention_servers = 0;
-  } else if (!absl::SimpleAtoi(servers, &config.attention_servers) ||
-             config.attention_servers < 1 || config.attention_servers > kMostRanks) {
+  int count = 0;
+  if (servers != "in_place" &&
+      (!absl::SimpleAtoi(servers, &count) || count < 1 || count > kMostRanks)) {
     fields.Error("attention_servers",
                  absl::StrCat("'", servers, "' is neither in_place nor a number of ranks"));
-    return;
+  } else {
+    config.attention_servers = count;
   }
   fields.Int("attention_servers_min", &config.attention_servers_min,
              "dedicated servers: with fewer left, after others were lost, training saves and stops",

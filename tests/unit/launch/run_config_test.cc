@@ -265,11 +265,11 @@ TEST(RunConfig, KeysOfDisaggregationAreNotSetInVain) {
       const absl::Status status =
           Read(absl::StrCat(kSmall, "parallel:\n  attention: ", other, "\n  ", key, ": ", value),
                {}, &config);
-      EXPECT_EQ(status.message(), absl::StrCat("x.yaml:5:3: ", path, ": ", wrong));
+      EXPECT_EQ(std::string(status.message()), absl::StrCat("x.yaml:5:3: ", path, ": ", wrong));
       EXPECT_EQ(ExitCodeOf(status), ExitCode::kUsage);
     }
     RunConfig config;
-    EXPECT_EQ(Read(kSmall, {setting}, &config).message(),
+    EXPECT_EQ(std::string(Read(kSmall, {setting}, &config).message()),
               absl::StrCat("--set ", setting, ": ", path, ": ", wrong));
     // The strategy is unknown: that is all that is told.
     const std::string unknown(
@@ -328,6 +328,19 @@ TEST(RunConfig, TellsAllErrorsAtOnce) {
   EXPECT_THAT(message, HasSubstr("train.min_lr: is 1, more than lr, which is 0.001"));
   EXPECT_THAT(message, HasSubstr("train.stepps: unknown key; did you mean steps?"));
   EXPECT_THAT(message, HasSubstr("float16"));
+}
+
+// Keys that are described after a wrong one are known all the same.
+TEST(RunConfig, AWrongListOfLayersOrServersIsAllThatIsTold) {
+  const std::string text =
+      absl::StrCat(kSmall,
+                   "parallel: {layers_per_stage: [2, x], attention_servers: many, attention: "
+                   "disaggregated, ping_pong: on, linear_attention: scan, split: auto}\n");
+  RunConfig config;
+  EXPECT_EQ(std::string(Read(text, {}, &config).message()),
+            "x.yaml:3:12: parallel.layers_per_stage: 'x' is not a number of layers\n"
+            "x.yaml:3:38: parallel.attention_servers: 'many' is neither in_place nor a number of "
+            "ranks");
 }
 
 TEST(RunConfig, ReadsFilesAndNamesThem) {
