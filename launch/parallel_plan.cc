@@ -71,17 +71,10 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
   limits.virtual_stages = config.virtual_stages;
   limits.cp_over_heads =
       has_softmax && config.mesh.cp > 1 && config.attention == SoftmaxExchange::kUlysses;
+  limits.shares_state = config.zero != ShardingStage::kNone;
   limits.other_ranks = servers;
   EK_ASSIGN_OR_RETURN(plan.mesh, CompleteMesh(config.mesh, mesh_ranks, limits));
   EK_RETURN_IF_ERROR(CheckMesh(plan.mesh, mesh_ranks, limits));
-  if (config.zero != ShardingStage::kNone && plan.mesh.dp * plan.mesh.cp > 1 &&
-      model.intermediate_size % plan.mesh.tp != 0) {
-    const int64_t below = model.intermediate_size / plan.mesh.tp * plan.mesh.tp;
-    return absl::InvalidArgumentError(
-        absl::StrCat("model.intermediate_size is ", model.intermediate_size, ", which parallel.tp ",
-                     plan.mesh.tp, " does not divide: with parallel.zero it has to (", below,
-                     " and ", below + plan.mesh.tp, " would do)"));
-  }
   auto stage_begin =
       SplitLayers(model.num_layers, plan.mesh.pp * config.virtual_stages, config.layers_per_stage);
   if (!stage_begin.ok()) {

@@ -41,6 +41,7 @@ struct MeshLimits {
   int64_t intermediate_size = 1;
   int64_t virtual_stages = 1;  // model chunks a pipeline rank has
   bool cp_over_heads = false;  // context parallelism trades tokens for heads (Ulysses)
+  bool shares_state = false;   // ranks of dp and cp share what they hold alike (ZeRO)
   int64_t other_ranks = 0;     // attention servers, which mpirun starts beside the mesh's ranks
 };
 
@@ -49,7 +50,9 @@ struct MeshLimits {
 //   every stage has a layer: pp virtual_stages <= num_layers, and virtual_stages > 1 needs pp > 1,
 //   tp divides the heads, divides the kv heads or is a multiple of them (which are then repeated),
 //     and is at most the vocabulary and the intermediate size,
-//   with cp_over_heads, cp does to the heads of a tensor-parallel rank what tp does to all.
+//   with cp_over_heads, cp does to the heads of a tensor-parallel rank what tp does to all,
+//   with shares_state and dp cp > 1, tp divides the intermediate size: what is shared is equally
+//     large on all tensor-parallel ranks (the vocabulary is padded).
 // The error names all degrees and the world size, everything that is wrong, for each the nearest
 // degrees that would do, and whole meshes near this one.
 absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLimits& limits);

@@ -59,6 +59,12 @@ bool TensorFits(const MeshLimits& limits, int64_t tp) {
          tp <= limits.vocab_size && tp <= limits.intermediate_size;
 }
 
+// Whether the slices of the feed-forward are as equal as sharing the state asks for.
+bool SlicesFit(const MeshLimits& limits, const MeshShape& shape) {
+  const bool shares = limits.shares_state && int64_t{std::max(1, shape.dp)} * shape.cp > 1;
+  return !shares || limits.intermediate_size % shape.tp == 0;
+}
+
 // Heads of queries, and of keys and values, that a tensor-parallel rank has.
 struct HeadsPerRank {
   int64_t query = 0;
@@ -78,7 +84,7 @@ bool ContextFits(const MeshLimits& limits, int64_t cp, int64_t tp) {
 
 bool Fits(const MeshLimits& limits, const MeshShape& shape) {
   return StagesFit(limits, shape.pp) && TensorFits(limits, shape.tp) &&
-         ContextFits(limits, shape.cp, shape.tp);
+         ContextFits(limits, shape.cp, shape.tp) && SlicesFit(limits, shape);
 }
 
 // Names the nearest values below and above `value` in [1, most] that `is_valid`: "nearest: 2, 4".
@@ -172,10 +178,14 @@ void AddStageErrors(const MeshLimits& limits, int64_t pp, std::vector<std::strin
   }
 }
 
-void AddTensorErrors(const MeshLimits& limits, int64_t tp, std::vector<std::string>& errors) {
-  const int64_t most = std::max(limits.num_heads, int64_t{1});
-  const std::string nearest =
-      Nearest("tp", tp, most, [&](int64_t degree) { return TensorFits(limits, degree); });
+void AddTensorErrors(const MeshLimits& limits, const MeshShape& shape,
+                     std::vector<std::string>& errors) {
+  const int64_t tp = shape.tp, most = std::max(limits.num_heads, int64_t{1});
+  const std::string nearest = Nearest("tp", tp, most, [&](int64_t degree) {
+    MeshShape other = shape;
+    other.tp = static_cast<int>(degree);
+    return TensorFits(limits, degree) && SlicesFit(limits, other);
+  });
   const auto add = [&](auto... parts) {
     errors.push_back(absl::StrCat("tp ", tp, parts..., "; ", nearest));
   };
@@ -186,6 +196,12 @@ void AddTensorErrors(const MeshLimits& limits, int64_t tp, std::vector<std::stri
   if (tp > limits.vocab_size) add(" is more than the vocabulary of ", limits.vocab_size);
   if (tp > limits.intermediate_size) {
     add(" is more than the intermediate size ", limits.intermediate_size);
+  } else if (!SlicesFit(limits, shape)) {
+    const int64_t below = limits.intermediate_size / tp * tp;
+    errors.push_back(absl::StrCat("tp ", tp, " does not divide the intermediate size ",
+                                  limits.intermediate_size, ", which zero needs with dp x cp > 1; ",
+                                  nearest, ", or zero 0, or an intermediate size of ", below,
+                                  " or ", below + tp));
   }
 }
 
@@ -228,7 +244,7 @@ absl::Status CheckMesh(const MeshShape& shape, int64_t world_size, const MeshLim
   }
   const bool degrees_are_positive = errors.empty();
   if (shape.pp >= 1) AddStageErrors(limits, shape.pp, errors);
-  if (shape.tp >= 1) AddTensorErrors(limits, shape.tp, errors);
+  if (shape.tp >= 1) AddTensorErrors(limits, shape, errors);
   if (shape.tp >= 1 && shape.cp >= 1) AddContextErrors(limits, shape.cp, shape.tp, errors);
   if (degrees_are_positive && Product(shape) != world_size) {
     // More ranks help only if nothing else is wrong.
@@ -259,7 +275,7 @@ absl::StatusOr<MeshShape> CompleteMesh(MeshShape shape, int64_t world_size,
       return shape;
     }
     AddStageErrors(limits, shape.pp, errors);
-    AddTensorErrors(limits, shape.tp, errors);
+    AddTensorErrors(limits, shape, errors);
     AddContextErrors(limits, shape.cp, shape.tp, errors);
     const bool startable = errors.empty() && others <= std::numeric_limits<int>::max();
     errors.push_back(absl::StrCat(

@@ -148,6 +148,8 @@ class DegreesTest(ParallelTest):
         self.refuse("pp=3", "virtual_stages=2", ranks=3, words=("virtual_stages 2", "layers"))
         self.refuse("virtual_stages=2", ranks=2, words=("pp > 1",))
         self.refuse("cp=3", "attention=ulysses", ranks=3, words=("cp 3", "heads"))
+        self.refuse("tp=4", "dp=2", "zero=1", ranks=8,
+                    words=("dp 2", "tp 4 does not divide the intermediate size 22", "tp 2, or zero 0"))
         self.refuse("pp=2", "layers_per_stage=[1, 2]", ranks=2, words=("[1, 2]", "add up to 3"))
 
     def test_values_that_are_none(self):

@@ -77,6 +77,13 @@ constexpr MeshLimits kModel = {.num_layers = 12,
                                .vocab_size = 256,
                                .intermediate_size = 48};
 
+constexpr MeshLimits kSharing = {.num_layers = 12,
+                                 .num_heads = 8,
+                                 .num_kv_heads = 2,
+                                 .vocab_size = 256,
+                                 .intermediate_size = 44,
+                                 .shares_state = true};
+
 TEST(Mesh, FollowsTheRulesByTable) {
   const struct {
     MeshShape shape;  // pp, dp, cp, tp
@@ -123,6 +130,11 @@ TEST(Mesh, FollowsTheRulesByTable) {
         .intermediate_size = 9,
         .cp_over_heads = true},
        false},
+      // Shared state: equal slices, if there is anybody to share with.
+      {{1, 2, 1, 4}, kSharing, true},
+      {{1, 2, 1, 8}, kSharing, false},
+      {{1, 1, 2, 8}, kSharing, false},
+      {{2, 1, 1, 8}, kSharing, true},
   };
   for (size_t c = 0; c < std::size(cases); ++c) {
     const int64_t world = cases[c].shape.num_ranks();
@@ -166,6 +178,12 @@ TEST(Mesh, OneErrorSaysAllThatIsWrongAndWhatWouldDo) {
             "  cp 3 over heads neither divides the 8 kv heads of a rank of tp 1 nor is a multiple "
             "of them; nearest that would do: cp 2, cp 4\n"
             "  meshes of 3 ranks near it: pp 1 x dp 3 x cp 1 x tp 1");
+  EXPECT_EQ(CheckMesh({1, 2, 1, 8}, 16, kSharing).message(),
+            "mesh pp 1 x dp 2 x cp 1 x tp 8 on 16 ranks:\n"
+            "  tp 8 does not divide the intermediate size 44, which zero needs with dp x cp > 1; "
+            "nearest that would do: tp 4, or zero 0, or an intermediate size of 40 or 48\n"
+            "  meshes of 16 ranks near it: pp 1 x dp 4 x cp 1 x tp 4; pp 1 x dp 2 x cp 2 x tp 4; "
+            "pp 2 x dp 2 x cp 1 x tp 4");
   EXPECT_THAT(
       std::string(CheckMesh({1, 1, 1, 1}, 1, {.num_layers = 4, .virtual_stages = 2}).message()),
       HasSubstr("virtual_stages 2 needs pp > 1; with pp 1, virtual_stages 1; nearest that "
@@ -186,24 +204,26 @@ TEST(Mesh, DegreesBeyondReasonAreNoAccident) {
 
 // What the error proposes holds.
 TEST(Mesh, ProposedMeshesAreValid) {
-  for (int world = 1; world <= 24; ++world) {
-    for (const MeshShape wanted :
-         {MeshShape{5, 1, 1, 1}, MeshShape{1, 1, 7, 3}, MeshShape{2, 9, 2, 16}}) {
-      const std::string message(CheckMesh(wanted, world, kModel).message());
-      if (message.empty()) continue;  // valid itself
-      const size_t at = message.find("near it: ");
-      ASSERT_NE(at, std::string::npos) << message;
-      std::istringstream text(message.substr(at + 9));
-      std::string pp, dp, cp, tp, x;
-      MeshShape mesh;
-      int count = 0;
-      while (text >> pp >> mesh.pp >> x >> dp >> mesh.dp >> x >> cp >> mesh.cp >> x >> tp >>
-             mesh.tp) {
-        EXPECT_TRUE(CheckMesh(mesh, world, kModel).ok()) << CheckMesh(mesh, world, kModel);
-        text.ignore(1);
-        ++count;
+  for (const MeshLimits& limits : {kModel, kSharing}) {
+    for (int world = 1; world <= 24; ++world) {
+      for (const MeshShape wanted : {MeshShape{5, 1, 1, 1}, MeshShape{1, 1, 7, 3},
+                                     MeshShape{2, 9, 2, 16}, MeshShape{1, 2, 1, 8}}) {
+        const std::string message(CheckMesh(wanted, world, limits).message());
+        if (message.empty()) continue;  // valid itself
+        const size_t at = message.find("near it: ");
+        ASSERT_NE(at, std::string::npos) << message;
+        std::istringstream text(message.substr(at + 9));
+        std::string pp, dp, cp, tp, x;
+        MeshShape mesh;
+        int count = 0;
+        while (text >> pp >> mesh.pp >> x >> dp >> mesh.dp >> x >> cp >> mesh.cp >> x >> tp >>
+               mesh.tp) {
+          EXPECT_TRUE(CheckMesh(mesh, world, limits).ok()) << CheckMesh(mesh, world, limits);
+          text.ignore(1);
+          ++count;
+        }
+        EXPECT_GE(count, 1);
       }
-      EXPECT_GE(count, 1);
     }
   }
 }
