@@ -26,9 +26,8 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
 }
 
 absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
-    const RunConfig& config, const RankRuntime& rank, std::unique_ptr<ServerLine> line) {
-  EK_ASSIGN_OR_RETURN(ParallelPlan plan,
-                      PlanParallel(config.model, config.parallel, rank.comm.size()));
+    const RunConfig& config, ParallelPlan plan, const RankRuntime& rank,
+    std::unique_ptr<ServerLine> line) {
   EK_ASSIGN_OR_RETURN(IndexedDataset dataset,
                       OpenDataset("data.train", config.data.train, config.model.vocab_size));
   std::unique_ptr<AttentionServer> server(

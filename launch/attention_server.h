@@ -26,8 +26,9 @@ absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
 
 class AttentionServer {
  public:
-  // Collective with Trainer::Create on the other ranks.
+  // Collective with Trainer::Create on the other ranks, and with the same plan.
   static absl::StatusOr<std::unique_ptr<AttentionServer>> Create(const RunConfig& config,
+                                                                 ParallelPlan plan,
                                                                  const RankRuntime& rank,
                                                                  std::unique_ptr<ServerLine> line);
   // Serves until training ends, or this server is not needed any more.

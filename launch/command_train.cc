@@ -33,26 +33,27 @@ absl::Status Train(const ConfigOptions& options) {
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, VersionText(), "program version"));
     EK_RETURN_IF_ERROR(AgreeOnString(rank.comm, ToYaml(config), "config"));
+    const absl::StatusOr<ParallelPlan> plan =
+        PlanParallel(config.model, config.parallel, rank.comm.size());
+    EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, plan.status(), "layout"));
     std::string warning;
-    EK_RETURN_IF_ERROR(AgreeOnStatus(
-        rank.comm, CheckFits(config, rank.comm.size(), rank.memory, &warning), "memory"));
+    EK_RETURN_IF_ERROR(
+        AgreeOnStatus(rank.comm, CheckFits(config, *plan, rank.memory, &warning), "memory"));
     if (!warning.empty()) LogWarning(warning);
-    EK_ASSIGN_OR_RETURN(const ParallelPlan plan,
-                        PlanParallel(config.model, config.parallel, rank.comm.size()));
     MeshRanks mesh;
-    if (plan.num_dedicated > 0) {
-      const bool serves = plan.is_dedicated(rank.comm.rank());
+    if (plan->num_dedicated > 0) {
+      const bool serves = plan->is_dedicated(rank.comm.rank());
       EK_ASSIGN_OR_RETURN(mesh.comm, rank.comm.Split(serves ? 1 : 0, rank.comm.rank(), "mesh"));
       EK_ASSIGN_OR_RETURN(mesh.servers,
-                          ServerLine::Create(rank.comm, serves ? nullptr : mesh.comm.get(), plan,
+                          ServerLine::Create(rank.comm, serves ? nullptr : mesh.comm.get(), *plan,
                                              config.runtime.lost_after_s));
       if (serves) {
-        auto server = AttentionServer::Create(config, rank, std::move(mesh.servers));
+        auto server = AttentionServer::Create(config, *plan, rank, std::move(mesh.servers));
         EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, server.status(), "start"));
         return (*server)->Run();
       }
     }
-    auto trainer = Trainer::Create(config, rank, std::move(mesh));
+    auto trainer = Trainer::Create(config, *plan, rank, std::move(mesh));
     EK_RETURN_IF_ERROR(AgreeOnStatus(rank.comm, trainer.status(), "start"));
     EK_RETURN_IF_ERROR((*trainer)->Run());
     if (rank.comm.rank() == 0) {

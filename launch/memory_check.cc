@@ -175,10 +175,8 @@ absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world
   return NeedOfLayout(config, std::move(plan)).Of(micro_batch_size, recompute, 1).largest;
 }
 
-absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory,
-                       std::string* warning) {
-  EK_ASSIGN_OR_RETURN(const ParallelPlan layout,
-                      PlanParallel(config.model, config.parallel, world_size));
+absl::Status CheckFits(const RunConfig& config, const ParallelPlan& layout,
+                       const MemoryBudget& memory, std::string* warning) {
   const NeedOfLayout needs(config, layout);
   const Need need =
       needs.Of(config.train.micro_batch_size, config.runtime.recompute, memory.sharers);

@@ -17,12 +17,11 @@ namespace evenkeel {
 absl::StatusOr<MemoryPlan> PlanRankMemory(const RunConfig& config, int64_t world_size,
                                           int64_t micro_batch_size, Recompute recompute);
 
-// Fails with kResourceExhausted if ranks that share a memory need more together; those are
-// neighbours, as mpirun fills host by host. The message says by how much, and the nearest settings
-// that fit. If only the buffers of disaggregated attention are too much, of which most steps take a
-// part of what is planned, that is the `warning`, which is else left alone. Fails as PlanParallel
-// does if the ranks do not suit the layout.
-absl::Status CheckFits(const RunConfig& config, int64_t world_size, const MemoryBudget& memory,
-                       std::string* warning);
+// Fails with kResourceExhausted if ranks of `layout`, the config's, that share a memory need more
+// together; those are neighbours, as mpirun fills host by host. The message says by how much, and
+// the nearest settings that fit. If only the buffers of disaggregated attention are too much, of
+// which most steps take a part of what is planned, that is the `warning`, which is else left alone.
+absl::Status CheckFits(const RunConfig& config, const ParallelPlan& layout,
+                       const MemoryBudget& memory, std::string* warning);
 
 }  // namespace evenkeel

@@ -64,11 +64,9 @@ Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan 
       shape_(ShapeOf(config.model)),
       start_seconds_(Now()) {}
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config,
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config, ParallelPlan plan,
                                                          const RankRuntime& rank,
                                                          MeshRanks mesh_ranks) {
-  EK_ASSIGN_OR_RETURN(ParallelPlan plan,
-                      PlanParallel(config.model, config.parallel, rank.comm.size()));
   EK_ASSIGN_OR_RETURN(
       TrainingData data,
       TrainingData::Open(config.data.train, config.model.vocab_size, config.data.sequence_length,

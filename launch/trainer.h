@@ -35,8 +35,8 @@ struct MeshRanks {
 class Trainer {
  public:
   // Opens the data, builds the model, and restores the newest checkpoint of the run folder if there
-  // is one. Rank 0 takes the run folder's lock.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config,
+  // is one. Rank 0 takes the run folder's lock. `plan`: the config's, for the ranks of `rank.comm`.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(const RunConfig& config, ParallelPlan plan,
                                                          const RankRuntime& rank,
                                                          MeshRanks mesh_ranks);
 
