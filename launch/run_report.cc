@@ -102,6 +102,12 @@ void RunReport::Fault(int64_t step, const std::string& what) {
   progress_->Message("step " + absl::StrCat(step) + "  " + what);
 }
 
+absl::StatusOr<int64_t> RunReport::LastEvaluatedStep() const {
+  EK_ASSIGN_OR_RETURN(const MetricsHistory eval,
+                      ReadMetrics(MetricsPath(config_), MetricEvent::kEval));
+  return eval.rows.empty() ? -1 : eval.rows.back().step;
+}
+
 absl::StatusOr<std::string> RunReport::PlotLoss() const {
   EK_ASSIGN_OR_RETURN(const MetricsHistory train,
                       ReadMetrics(MetricsPath(config_), MetricEvent::kTrain));

@@ -61,6 +61,9 @@ class RunReport {
   void Message(const std::string& line) { progress_->Message(line); }
   void Finish() { progress_->Finish(); }
 
+  // Of what no resumption superseded; -1 if there is none.
+  absl::StatusOr<int64_t> LastEvaluatedStep() const;
+
   // Draws loss.svg from the whole history in metrics.jsonl. Returns its path.
   absl::StatusOr<std::string> PlotLoss() const;
 

@@ -182,6 +182,17 @@ absl::Status Trainer::Start() {
                                        FactsOf(*context_.cuda).name, peak_flops_ * 1e-12));
     }
   }
+  return RecallEvaluation();
+}
+
+absl::Status Trainer::RecallEvaluation() {
+  int64_t evaluated = -1;
+  if (report_.has_value()) {
+    EK_ASSIGN_OR_RETURN(evaluated, report_->LastEvaluatedStep());
+  }
+  EK_RETURN_IF_ERROR(
+      comm_.AllReduce(TensorView(&evaluated, DType::kI64, {1}), ReduceOp::kMax, "evaluated step"));
+  evaluated_step_ = evaluated;
   return absl::OkStatus();
 }
 
@@ -194,8 +205,10 @@ absl::Status Trainer::Run() {
 
 absl::Status Trainer::RunSteps() {
   EK_RETURN_IF_ERROR(Start());
-  // What the untrained model knows, to compare with.
-  if (progress_.step == 0 && config_.train.eval_every > 0) EK_RETURN_IF_ERROR(EvaluateHeldOut());
+  const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
+  // What the untrained model knows, to compare with; or what was due when the run was stopped,
+  // which does not wait for it.
+  if (due(config_.train.eval_every)) EK_RETURN_IF_ERROR(EvaluateHeldOut());
   bool stop = false;
   while (progress_.step < config_.train.steps && !stop) {
     comm_.SetStep(progress_.step + 1);
@@ -210,12 +223,11 @@ absl::Status Trainer::RunSteps() {
     tracer_->EndStep(progress_.step, context_);
     EK_RETURN_IF_ERROR(ReportStep(*result, Now() - begin));
     stop = result->stop_requested;
-    const auto due = [&](int64_t every) { return every > 0 && progress_.step % every == 0; };
     if (due(config_.train.eval_every) && !stop) EK_RETURN_IF_ERROR(EvaluateHeldOut());
     if (due(config_.checkpoint.every) && !stop) EK_RETURN_IF_ERROR(Save());
   }
   const bool done = progress_.step >= config_.train.steps;
-  if (done && evaluated_step_ != progress_.step) EK_RETURN_IF_ERROR(EvaluateHeldOut());
+  if (done) EK_RETURN_IF_ERROR(EvaluateHeldOut());
   const bool saves = config_.checkpoint.every >= 0;
   if (saves && saved_step_ != progress_.step) EK_RETURN_IF_ERROR(Save());
   if (report_.has_value()) {
@@ -375,6 +387,7 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
 }
 
 absl::Status Trainer::EvaluateHeldOut() {
+  if (evaluated_step_ == progress_.step) return absl::OkStatus();
   evaluated_step_ = progress_.step;
   if (!validation_.has_value()) return absl::OkStatus();
   EK_ASSIGN_OR_RETURN(

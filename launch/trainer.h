@@ -71,6 +71,9 @@ class Trainer {
   absl::Status RunSteps();
   absl::StatusOr<StepResult> Step();
   absl::Status ReportStep(const StepResult& result, double seconds);
+  // Takes from the run's history which step was evaluated last.
+  absl::Status RecallEvaluation();
+  // Does nothing where the present step was evaluated already, also by an earlier process.
   absl::Status EvaluateHeldOut();
   absl::Status Save();
   // Forward and backward of the step's batches, to gradients that are whole. sums [2]: of the

@@ -1,5 +1,6 @@
 """A run that was stopped and started again is the run that was never stopped, bit by bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,34 @@ class ResumeTest(EndToEndTest):
 
         self.assertIn("resumed at step 150", self.train(config))  # nothing left to do
         self.assert_same_run(run, reference, STEPS)
+
+    def test_an_evaluation_that_was_due_when_the_run_stopped(self):
+        settings = {"train__steps": 4, "train__eval_every": 2, "train__warmup_steps": 0,
+                    "checkpoint__every": 2}
+        config, reference = self.config("reference", **settings)
+        self.train(config)
+        def evaluations(folder):
+            """Of all lines, superseded ones too."""
+            rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            return [(row["step"], row["loss"]) for row in rows if row["event"] == "eval"]
+        expected = evaluations(reference)
+        self.assertEqual([step for step, _ in expected], [0, 2, 4])
+
+        config, run = self.config("run", **settings)
+        for step in (1, 2):
+            self.train(config, "train.max_minutes=1e-9", code=PREEMPTED)
+            self.assertEqual(checkpoint_steps(run)[-1], step)
+        self.assertEqual(evaluations(run), expected[:1], "a stop does not wait for an evaluation")
+        self.train(config, "train.max_minutes=1e-9", code=PREEMPTED)
+        self.assertEqual(evaluations(run), expected[:2])
+        # The last step is evaluated before the run ends, asked to stop or not.
+        self.train(config, "train.max_minutes=1e-9")
+        self.assertEqual(evaluations(run), expected)
+        # What is there already is not evaluated again: at the end, at a checkpoint, by other ranks.
+        self.train(config)
+        self.train(config, "train.steps=5", "train.max_minutes=1e-9", ranks=3)
+        self.assertEqual(evaluations(run)[:3], expected)
+        self.assertEqual([step for step, _ in evaluations(run)], [0, 2, 4, 5])
 
     def test_float32_with_recomputation_and_threads(self):
         changes = {"runtime__dtype": "float32", "runtime__recompute": "layer",
