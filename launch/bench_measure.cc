@@ -1,15 +1,11 @@
 #include "launch/bench_measure.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
-#include <filesystem>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "launch/machine.h"
 #include "runtime/base/status_macros.h"
@@ -102,18 +98,6 @@ std::string UtcNow() {
     (void)std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc);
   }
   return text;
-}
-
-absl::Status CheckCanWrite(const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  const std::string name = folder.empty() ? "." : folder.string();
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error) || !std::filesystem::is_directory(name, error) ||
-      access(name.c_str(), W_OK | X_OK) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": cannot be written; give a file in a folder that exists"));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace evenkeel

@@ -55,7 +55,4 @@ const char* DTypeName(DType dtype);
 // Now, as "2026-11-27T05:30:00Z".
 std::string UtcNow();
 
-// Fails where no file could be made at `path`: before minutes of measuring, not behind them.
-absl::Status CheckCanWrite(const std::string& path);
-
 }  // namespace evenkeel

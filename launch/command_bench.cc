@@ -13,8 +13,8 @@
 #include "launch/linear_bench.h"
 #include "launch/machine.h"
 #include "launch/message_bench.h"
+#include "launch/output_file.h"
 #include "launch/run_config.h"
-#include "launch/run_folder.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/gpu.h"
@@ -91,13 +91,13 @@ std::vector<int64_t> PowersOfTwo(int64_t last) {
 absl::Status RunBench(
     const BenchOptions& options,
     const std::function<absl::Status(const RankRuntime&, double peak_flops)>& measure) {
-  if (!options.json.empty()) EK_RETURN_IF_ERROR(CheckCanWrite(options.json));
   RankOptions rank_options;
   rank_options.threads = options.threads;
   SetDevice(options.device, &rank_options);
   rank_options.many_ranks = false;
   return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
     if (rank.comm.rank() != 0) return absl::OkStatus();
+    EK_RETURN_IF_ERROR(PrepareOutputFile(options.json));
     const double peak_flops = MeasurePeakFlops(rank.context);
     EK_RETURN_IF_ERROR(WaitForOps(rank.context));
     return measure(rank, peak_flops);
@@ -232,7 +232,6 @@ absl::Status BenchLinear(BenchOptions options) {
 }
 
 absl::Status BenchMessages(BenchOptions options) {
-  if (!options.json.empty()) EK_RETURN_IF_ERROR(CheckCanWrite(options.json));
   RankOptions rank_options;
   rank_options.threads = options.threads;
   SetDevice(options.device, &rank_options);
@@ -241,6 +240,7 @@ absl::Status BenchMessages(BenchOptions options) {
       return absl::InvalidArgumentError(
           "messages need several ranks: mpirun -np 2 evenkeel bench messages");
     }
+    EK_RETURN_IF_ERROR(PrepareOutputFile(rank.comm, options.json));
     const bool tells = rank.comm.rank() == 0;
     if (tells) {
       std::cout << "# " << VersionText() << "\n# " << rank.comm.size()

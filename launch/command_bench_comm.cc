@@ -13,7 +13,7 @@
 #include "launch/comm_bench.h"
 #include "launch/commands.h"
 #include "launch/device_option.h"
-#include "launch/run_folder.h"
+#include "launch/output_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/base/with_cuda.h"
@@ -95,6 +95,7 @@ nlohmann::json JsonOf(const CommPoint& point, int ranks) {
 
 absl::Status Measure(const RankRuntime& rank, const CommandOptions& options) {
   EK_RETURN_IF_ERROR(CheckRanks(rank, options.bench));
+  EK_RETURN_IF_ERROR(PrepareOutputFile(rank.comm, options.json));
   const int ranks = rank.comm.size();
   const bool tells = rank.comm.rank() == 0;
   if (tells) {
@@ -133,7 +134,6 @@ absl::Status Measure(const RankRuntime& rank, const CommandOptions& options) {
 }
 
 absl::Status BenchComm(CommandOptions options) {
-  if (!options.json.empty()) EK_RETURN_IF_ERROR(CheckCanWrite(options.json));
   options.bench.sizes = SizesOf(options);
   if (options.bench.ops.empty()) options.bench.ops = AllCommOps();
   RankOptions rank_options;

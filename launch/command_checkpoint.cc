@@ -7,8 +7,8 @@
 #include "launch/commands.h"
 #include "launch/enum_option.h"
 #include "launch/model_folder.h"
+#include "launch/output_file.h"
 #include "launch/rank_runtime.h"
-#include "launch/run_folder.h"
 #include "models/hugging_face.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/checkpoint/checkpoint_store.h"
@@ -51,8 +51,8 @@ absl::Status Export(const std::string& model_path, const std::string& output, St
   options.many_ranks = false;
   return RunOnRank(options, [&](const RankRuntime& rank) -> absl::Status {
     EK_ASSIGN_OR_RETURN(const std::string folder, FindModelFolder(model_path));
+    EK_RETURN_IF_ERROR(PrepareOutputFolder(output));
     EK_ASSIGN_OR_RETURN(Model model, LoadModel(rank.context, folder, rank.tracker));
-    EK_RETURN_IF_ERROR(MakeFolders(output));
     EK_RETURN_IF_ERROR(WriteHuggingFaceFolder(output, model, model.weights().view(), type));
     std::cout << output << ": config.json and model.safetensors\n";
     return absl::OkStatus();

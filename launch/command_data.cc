@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "launch/commands.h"
-#include "launch/run_folder.h"
+#include "launch/output_file.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/checkpoint/file_io.h"
 #include "runtime/data/dataset_build.h"

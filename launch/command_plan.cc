@@ -6,8 +6,8 @@
 #include "launch/commands.h"
 #include "launch/config_options.h"
 #include "launch/length_plan.h"
+#include "launch/output_file.h"
 #include "launch/plan_report.h"
-#include "launch/run_folder.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
@@ -29,6 +29,7 @@ absl::Status PlanLengths(const PlanOptions& options) {
   lengths.overrides = options.config.overrides;
   lengths.placement =
       options.placement == "head-tail" ? DocumentPlacement::kHeadTail : DocumentPlacement::kInOrder;
+  EK_RETURN_IF_ERROR(PrepareOutputFile(options.svg));
   EK_ASSIGN_OR_RETURN(const LengthPlanReport report, MakeLengthPlan(lengths));
   if (!options.svg.empty()) {
     EK_RETURN_IF_ERROR(WriteTextFile(options.svg, DrawLengthPlan(report)));
@@ -47,14 +48,14 @@ absl::Status Plan(const PlanOptions& options) {
   }
   EK_ASSIGN_OR_RETURN(const RunConfig config,
                       ReadRunConfig(options.config.file, options.config.overrides));
+  if (!options.svg.empty() && config.parallel.mesh.pp == 1) {
+    return absl::InvalidArgumentError(
+        "--svg draws the schedule of a pipeline, and parallel.pp is 1");
+  }
+  EK_RETURN_IF_ERROR(PrepareOutputFile(options.svg));
   EK_ASSIGN_OR_RETURN(const PlanReport report,
                       MakePlanReport(options.config.file, config, options.ranks));
   if (!options.svg.empty()) {
-    if (!report.timetable.has_value()) {
-      return WithExitCode(absl::InvalidArgumentError(
-                              "--svg draws the schedule of a pipeline, and parallel.pp is 1"),
-                          ExitCode::kUsage);
-    }
     EK_RETURN_IF_ERROR(WriteTextFile(options.svg, DrawTimetable(*report.timetable)));
   }
   std::cout << (options.json ? PlanJson(report).dump(2) + "\n" : PlanText(report));

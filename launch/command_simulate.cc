@@ -8,8 +8,8 @@
 #include "launch/commands.h"
 #include "launch/enum_option.h"
 #include "launch/machine.h"
+#include "launch/output_file.h"
 #include "launch/run_config.h"
-#include "launch/run_folder.h"
 #include "launch/simulate_presets.h"
 #include "launch/simulate_report.h"
 #include "launch/simulate_run.h"
@@ -61,7 +61,6 @@ const char* TitleOf(SimPreset preset) {
 
 absl::Status WritePicture(const std::string& folder, const std::string& name,
                           const std::string& svg) {
-  EK_RETURN_IF_ERROR(MakeFolders(folder));
   return WriteTextFile(absl::StrCat(folder, "/", name), svg);
 }
 
@@ -69,6 +68,7 @@ absl::Status SimulatePreset(const SimulateOptions& options) {
   PresetOptions presets = options.presets;
   presets.preset = *options.preset;
   EK_ASSIGN_OR_RETURN(const std::vector<PresetCase> cases, CasesOf(presets));
+  EK_RETURN_IF_ERROR(PrepareOutputFolder(options.svg));
   ThreadPool threads(ThreadsPerRank(options.threads, 1));
   std::vector<StudyReport> reports;
   for (const PresetCase& preset : cases) {
@@ -137,6 +137,7 @@ absl::Status SimulateCase(const SimulateOptions& options) {
   EK_ASSIGN_OR_RETURN(study.cluster,
                       ReadClusterConfig(options.presets.cluster, options.presets.overrides));
   EK_ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ReadLengths(options.lengths));
+  EK_RETURN_IF_ERROR(PrepareOutputFolder(options.svg));
   study.data_name = std::filesystem::path(options.lengths).stem().string();
   study.documents = PrepareLengths(lengths, options.recipe, study.context, options.presets.seed);
   study.batches = options.presets.batches;
@@ -295,7 +296,9 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
   command->add_option("--threads", options->threads, "Without it, one a core")
       ->check(CLI::Range(0, 4096));
   command->add_flag("--json", options->json, "Print JSON");
-  command->add_option("--svg", options->svg, "Draw into this folder")->type_name("DIR");
+  command->add_option("--svg", options->svg, "Draw into this folder")
+      ->type_name("DIR")
+      ->excludes(as_configured);
   command->footer(
       "Examples:\n"
       "  evenkeel simulate --preset paper-3d --pretrain pretrain.json --prolong prolong.json\n"

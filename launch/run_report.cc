@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "launch/run_folder.h"
+#include "launch/output_file.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/metrics/human_format.h"
 #include "runtime/metrics/line_plot.h"

@@ -1,7 +1,7 @@
 #include "launch/step_tracer.h"
 
 #include "absl/strings/str_cat.h"
-#include "launch/run_folder.h"
+#include "launch/output_file.h"
 #include "runtime/base/status_macros.h"
 
 namespace evenkeel {

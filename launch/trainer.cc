@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "launch/evaluation.h"
 #include "launch/machine.h"
+#include "launch/output_file.h"
 #include "launch/run_folder.h"
 #include "launch/stop_request.h"
 #include "models/hugging_face.h"

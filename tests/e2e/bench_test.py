@@ -22,7 +22,7 @@ class BenchTest(EndToEndTest):
         return self.run_program("bench", *words, "--threads", 1, "--runs", 1, code=code)
 
     def test_attention(self):
-        file = self.folder / "cost.json"
+        file = self.folder / "new" / "folder" / "cost.json"
         output = self.bench("attention", *HEADS, "--kv-heads", 1, "--q-lens", "128,200",
                             "--kv-lens", "512,256", "--json", file)
         self.assertRegex(output, r"(?m)^# .+, 1 thread, float32, 2 heads of 16, 1 of keys$")
@@ -133,8 +133,10 @@ class BenchTest(EndToEndTest):
         self.assertIn("lower --max-bytes",
                       self.run_program(*bench, "--max-bytes", "900GB", ranks=2, code=USAGE))
         self.assertIn("--ops", self.run_program(*bench, "--ops", "gossip", code=USAGE))
-        self.assertIn("cannot be written",
-                      self.run_program(*bench, "--json", self.folder, code=USAGE))
+        output = self.run_program(*bench, "--json", self.folder, ranks=2, code=USAGE)
+        self.assertIn("cannot be written", output)
+        self.assertEqual(output.count("error: "), 1, output)
+        self.assertNotIn("all-reduce", output)  # nothing was measured
 
     def test_messages(self):
         file = self.folder / "messages.json"
@@ -170,8 +172,8 @@ class BenchTest(EndToEndTest):
                 (("attention", *HEADS, "--q-lens", 1024, "--kv-lens", 512), "1024 queries need"),
                 (("attention", *HEADS, "--kv-lens", 512, "--max-kv", 512), "excludes"),
                 (("attention", *HEADS, "--kv-lens", "512,x"), "--kv-lens"),
-                (("attention", *HEADS, "--json", self.folder / "no" / "x.json"),
-                 "x.json: cannot be written"),
+                (("attention", *HEADS, "--json", self.folder / "train.idx" / "x.json"),
+                 "train.idx: cannot make folder"),
                 (("linear", *HEADS, "--json", self.folder), "cannot be written")):
             self.assertIn(message, self.bench(*words, code=USAGE))
         output = self.bench("attention", "--heads", 4096, "--head-size", 4096, "--kv-lens",

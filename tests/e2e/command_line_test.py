@@ -146,7 +146,7 @@ class CommandLineTest(EndToEndTest):
         self.assertIn("Memory of each of 8 ranks", text)
         self.assertRegex(text, r"attention buffers +[\d.]+ \w+ +[\d.]+ \w+")
 
-        picture = self.folder / "schedule.svg"
+        picture = self.folder / "plots" / "schedule.svg"
         text = plan("--ranks", 4, "--svg", picture, pp=4)
         self.assertIn("Mesh of 4 ranks: pp 4, dp 1, cp 1, tp 1\n", text)
         self.assertRegex(text, r"stage 3 +1 +1 +2 +2 +24 +\d+")
@@ -167,6 +167,9 @@ class CommandLineTest(EndToEndTest):
             self.assertEqual(output.count("error: "), 1, output)
             self.assertIn("mesh pp ", output)
         self.assertIn("parallel.pp is 1", plan("--svg", picture, code=USAGE))
+        output = plan("--svg", config / "schedule.svg", code=USAGE, pp=4)
+        self.assertIn(f"{config}: cannot make folder", output)
+        self.assertNotIn("Mesh of", output)
         self.assertFalse(run.exists())
 
     def test_from_text_to_text(self):

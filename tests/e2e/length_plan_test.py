@@ -106,14 +106,14 @@ class LengthPlanTest(EndToEndTest):
 
     def test_text_and_picture(self):
         lengths = random_lengths(4, 8 * 16384)
-        text = self.plan(lengths, 8, 16384, "--svg", "loads.svg", "--tolerance", 0.02)
+        text = self.plan(lengths, 8, 16384, "--svg", "plots/loads.svg", "--tolerance", 0.02)
         before, after = (float(re.search(name + r" +\S+ +(\S+)", text)[1])
                          for name in ("where the tokens are", "disaggregated"))
         self.assertGreater(before, 1.1)
         self.assertLessEqual(after, 1.02)
         for word in ("most sent", "most received", "and results back", "backward", "rounds", " ms"):
             self.assertIn(word, text)
-        picture = xml.etree.ElementTree.parse(self.folder / "loads.svg").getroot()
+        picture = xml.etree.ElementTree.parse(self.folder / "plots" / "loads.svg").getroot()
         bars = [each for each in picture.iter() if each.tag.endswith("rect")]
         self.assertGreater(len(bars), 16)  # two of each server at least
 
@@ -128,6 +128,8 @@ class LengthPlanTest(EndToEndTest):
         self.assertIn("no such file", self.run_program(
             "plan", "--lengths", "absent.json", "--servers", 1, "--tokens-per-server", 1, "--model",
             MODEL, code=DATA).lower())
+        self.assertIn("cannot make folder", self.plan([8192], 2, 4096, "--svg",
+                                                      "lengths.json/loads.svg", code=USAGE))
         self.assertIn("--servers", self.run_program("plan", "--lengths", "x", code=USAGE))
         self.assertIn("--lengths", self.run_program("plan", "-c", MODEL, "--servers", 3, code=USAGE))
         self.assertIn("--lengths", self.run_program("plan", code=USAGE))

@@ -5,7 +5,7 @@ import random
 import re
 import unittest
 
-from harness import EndToEndTest
+from harness import REPOSITORY, EndToEndTest
 
 USAGE, DATA = 2, 3
 
@@ -207,6 +207,18 @@ class SimulateTest(EndToEndTest):
         self.lengths.write_text("[1, -5]")
         self.assertIn("entry 1 is -5", self.case(code=DATA))
         self.case("--messages", "loud", code=USAGE)
+
+    def test_a_folder_that_cannot_be_drawn_into(self):
+        for words in ((), ("--json",)):
+            output = self.case("--svg", self.lengths, *words, code=USAGE)
+            self.assertIn("lengths.json: cannot make folder", output)
+            self.assertNotIn("disaggregated", output)  # nothing was simulated
+        output = self.simulate("--preset", "paper-3d", "--pretrain", self.lengths, "--configs",
+                               REPOSITORY / "configs", "--svg", self.lengths, code=USAGE)
+        self.assertIn("lengths.json: cannot make folder", output)
+        self.assertIn("--as-configured", self.simulate(
+            "--as-configured", "-m", self.model, "--cluster", self.cluster, "-n", 1, "--svg",
+            "plots", code=USAGE))
 
 
 if __name__ == "__main__":
