@@ -4,6 +4,7 @@
 #include "attention/kernels/cuda/attention_operands.h"
 #include "attention/kernels/cuda/attention_ops.h"
 #include "attention/kernels/cuda/lightning_attention_cuda.h"
+#include "attention/kernels/cuda/lightning_decode_cuda.h"
 
 namespace evenkeel {
 
@@ -42,17 +43,16 @@ const float* UploadedSlopes(const OpContext& context, absl::Span<const double> s
       Uploaded(context, rounded.data(), rounded.size() * sizeof(float)));
 }
 
-// `q` may be empty: the parameters are then of a call that does not read it.
-LightningForwardParams LightningParams(const OpContext& context, const CudaSequencePlan& plan,
-                                       absl::Span<const double> slopes, const ConstTensorView& q,
-                                       const ConstTensorView& k, const ConstTensorView& v,
-                                       const ConstTensorView& initial_state) {
+// What the parameter structs of forward calls have in common. `q` may be empty: the parameters are
+// then of a call that does not read it.
+template <typename Params>
+void SetOperands(Params& params, const OpContext& context, absl::Span<const double> slopes,
+                 const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
+                 const ConstTensorView& initial_state) {
   if (!q.empty()) CheckHeads(q);
   CheckHeads(k);
   CheckHeads(v);
   EK_CHECK(initial_state.empty() || initial_state.is_dense()) << initial_state.shape.ToString();
-  LightningForwardParams params;
-  params.plan = plan.view;
   params.num_heads = static_cast<int>(k.dim(1));
   params.head_dim = static_cast<int>(k.dim(2));
   params.value_dim = static_cast<int>(v.dim(2));
@@ -64,7 +64,33 @@ LightningForwardParams LightningParams(const OpContext& context, const CudaSeque
   params.q_stride = q.empty() ? 0 : q.stride(0);
   params.k_stride = k.stride(0);
   params.v_stride = v.stride(0);
+}
+
+template <typename Params>
+void SetResults(Params& params, const TensorView& out, const TensorView& final_state) {
+  CheckHeads(out);
+  EK_CHECK(final_state.empty() || final_state.is_dense()) << final_state.shape.ToString();
+  params.out = out.data;
+  params.out_stride = out.stride(0);
+  params.final_state = final_state.as<float>();
+}
+
+LightningForwardParams LightningParams(const OpContext& context, const CudaSequencePlan& plan,
+                                       absl::Span<const double> slopes, const ConstTensorView& q,
+                                       const ConstTensorView& k, const ConstTensorView& v,
+                                       const ConstTensorView& initial_state) {
+  LightningForwardParams params;
+  params.plan = plan.view;
+  SetOperands(params, context, slopes, q, k, v, initial_state);
   return params;
+}
+
+// Whether every document is one token long, as in a step of decoding.
+bool IsOneTokenEach(absl::Span<const int64_t> cu_seqlens) {
+  for (size_t b = 0; b < cu_seqlens.size(); ++b) {
+    if (cu_seqlens[b] != static_cast<int64_t>(b)) return false;
+  }
+  return true;
 }
 
 void SetQueryGradient(LightningBackwardParams& params, const ConstTensorView& dout,
@@ -140,14 +166,18 @@ void LightningAttentionForward(const OpContext& context, const SequencePlan& pla
                                ConstTensorView k, ConstTensorView v, ConstTensorView initial_state,
                                TensorView out, TensorView final_state) {
   const ArenaScope scope(context.arena);
+  if (IsOneTokenEach(plan.cu_seqlens)) {
+    LightningDecodeParams params;
+    params.num_sequences = v.dim(0);
+    SetOperands(params, context, slopes, q, k, v, initial_state);
+    SetResults(params, out, final_state);
+    Note(context, LaunchLightningDecode(params, StreamOf(context)), "LightningAttentionForward");
+    return;
+  }
   const auto device_plan = PlanOf(context, plan, v);
   LightningForwardParams params =
       LightningParams(context, *device_plan, slopes, q, k, v, initial_state);
-  CheckHeads(out);
-  EK_CHECK(final_state.empty() || final_state.is_dense()) << final_state.shape.ToString();
-  params.out = out.data;
-  params.out_stride = out.stride(0);
-  params.final_state = final_state.as<float>();
+  SetResults(params, out, final_state);
   params.workspace =
       Scratch(context, LightningForwardWorkspaceBytes(device_plan->host, params.num_heads,
                                                       params.head_dim, params.value_dim));
