@@ -86,7 +86,8 @@ programs_of() {
   esac
 }
 gpu_tests=(ops_cuda_test relu_attention_cuda_test lightning_attention_cuda_test
-  softmax_attention_cuda_test merge_state_cuda_test context_parallel_cuda_test model_cuda_test)
+  lightning_decode_cuda_test softmax_attention_cuda_test merge_state_cuda_test
+  context_parallel_cuda_test model_cuda_test)
 rank_tests=(nccl_comm_test nccl_timeout_test layouts_cuda_test)
 
 # program NAME: its path.
@@ -356,6 +357,7 @@ sanitize_filter() {
     ops_cuda_test) say '-*Products*' ;;
     relu_attention_cuda_test) say '*BlocksOfPackedDocuments:*QueriesAhead*:*DecodeSteps:*NothingToDo*' ;;
     lightning_attention_cuda_test) say '*PackedDocuments:*DecayFromNoneToTotal:*StatesInPlace:*CombinedStates:*NoTokens' ;;
+    lightning_decode_cuda_test) say '*DecayFromNoneToTotal:*RandomShapes:*BitsDoNot*:*BesideNaN:*TheOpDecodes' ;;
     softmax_attention_cuda_test) say '*DecodeSteps:*SeveralKeyTiles:*ShardsThatShareTheirPrefix:*QueriesWithoutKeys:*VeryLow*' ;;
     merge_state_cuda_test | context_parallel_cuda_test) say '*' ;;
     model_cuda_test) say '*GradientsAreTheCpus/llama:*GradientsAreTheCpus/tnl:*GradientsAreTheCpus/*_t1' ;;
