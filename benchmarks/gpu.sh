@@ -11,7 +11,8 @@ Builds preset cuda (options -D are passed to cmake), runs the sections named, or
 ends with tables of what they found. The exit code is 0 only if nothing failed.
 
   tests     every GPU test; those of NCCL and of layouts on 2 and 4 ranks, which may share one GPU
-  kernels   attention beside PyTorch's cuDNN, FlashAttention-2 and flash-linear-attention; its errors
+  kernels   attention beside PyTorch's cuDNN, FlashAttention-2 and flash-linear-attention; its errors;
+            a step of decoding beside a plain copy
   ops       everything around attention, beside a plain copy
   steps     whole training steps beside torch.compile
   error     errors of whole models in bf16 beside PyTorch's, both against float64
@@ -218,6 +219,7 @@ run_kernels() {
     fi
   done
   measure lightning evenkeel 90 "$attention" lightning
+  measure decode evenkeel 60 "$attention" decode
   ((torch)) || return 0
   if has fla; then
     measure lightning fla 150 python3 -W ignore benchmarks/peers/gpu_linear_attention.py

@@ -5,6 +5,7 @@
 //   gpu_attention tasks             fused batches of query shards with long key prefixes
 //   gpu_attention shards            the same, with grouped heads: backward beside whole documents
 //   gpu_attention lightning         linear attention with fixed decay
+//   gpu_attention decode            a token of each of many sequences, beside a plain copy
 //   gpu_attention dump FOLDER       inputs and results of small cases, for peers/attention_error.py
 //
 // The portable columns are the kernels of sm_80, in TFLOP/s or million tokens/s. FLOPs count 4 per
@@ -25,6 +26,7 @@
 #include <vector>
 
 #include "attention/kernels/cuda/lightning_attention_cuda.h"
+#include "attention/kernels/cuda/lightning_decode_cuda.h"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
 
 namespace evenkeel {
@@ -386,6 +388,109 @@ void BenchLightning() {
   }
 }
 
+// Median microseconds of a launch, back to back on `sets` sets of memory in turn.
+double MedianLaunchUs(int sets, const std::function<cudaError_t(int set)>& run) {
+  cudaEvent_t begin, end;
+  Check(cudaEventCreate(&begin), "event");
+  Check(cudaEventCreate(&end), "event");
+  const int launches = std::max(sets, 16);
+  std::vector<float> times;
+  for (int repeat = 0; repeat < 8; ++repeat) {
+    Check(cudaEventRecord(begin), "record");
+    for (int i = 0; i < launches; ++i) Check(run(i % sets), "launch");
+    Check(cudaEventRecord(end), "record");
+    Check(cudaEventSynchronize(end), "run");
+    float ms = 0.0f;
+    Check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+    if (repeat > 0) times.push_back(ms);  // the first warms up
+  }
+  (void)cudaEventDestroy(begin);
+  (void)cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return static_cast<double>(times[times.size() / 2]) * 1e3 / launches;
+}
+
+// A step of decoding, in place on states that are in no cache: in all they are ten times as large
+// as the L2. Bytes are those of the states, read and written. `copy` is the time of a plain copy of
+// as many bytes, `chunked` that of the kernels for whole documents; `share` is of the bandwidth of
+// the largest copy.
+void BenchDecode() {
+  constexpr int kHeads = 16, kDim = 128, kMostSequences = 256;
+  constexpr size_t kStateBytes = size_t{4} * kHeads * kDim * kDim;  // of a sequence
+  constexpr size_t kAllBytes = 2 * kMostSequences * kStateBytes;
+  DeviceBytes all_states(kAllBytes);
+  FillRandom(all_states, 1.0f);
+  std::vector<float> slopes(kHeads);
+  for (int h = 0; h < kHeads; ++h) slopes[h] = std::exp2(-8.0f * (h + 1) / kHeads);
+  DeviceBytes slope_bytes(slopes.size() * 4);
+  slope_bytes.Upload(slopes.data());
+  const size_t row_bytes = size_t{kMostSequences} * kHeads * kDim * 2;
+  DeviceBytes q(row_bytes), k(row_bytes), v(row_bytes), out(row_bytes);
+  for (DeviceBytes* x : {&q, &k, &v}) FillRandom(*x, 1.0f);
+
+  const auto states = [&](int64_t sequences, int set) {
+    return static_cast<char*>(all_states.data()) +
+           static_cast<size_t>(sequences) * kStateBytes * static_cast<size_t>(set);
+  };
+  // To the other half of all states.
+  const auto copy_us = [&](int64_t sequences) {
+    const int sets = static_cast<int>(2 * kMostSequences / sequences);
+    return MedianLaunchUs(sets, [&](int set) {
+      return cudaMemcpyAsync(states(sequences, (set + sets / 2) % sets), states(sequences, set),
+                             static_cast<size_t>(sequences) * kStateBytes, cudaMemcpyDefault);
+    });
+  };
+  const auto rate = [&](int64_t sequences, double us) {
+    return 2.0 * static_cast<double>(sequences) * kStateBytes / us * 1e-3;
+  };
+  const double copy_rate = rate(kMostSequences, copy_us(kMostSequences));
+  std::printf("# %-14s %5s %4s %9s %8s %8s %9s %9s\n", "case", "heads", "dim", "us", "GB/s",
+              "share", "copy", "chunked");
+  for (int64_t sequences = 1; sequences <= kMostSequences; sequences *= 2) {
+    const int sets = static_cast<int>(2 * kMostSequences / sequences);
+    LightningDecodeParams p;
+    p.num_sequences = sequences;
+    LightningForwardParams f;
+    std::vector<int64_t> cu_seqlens;
+    for (int64_t b = 0; b <= sequences; ++b) cu_seqlens.push_back(b);
+    const LightningPlan plan =
+        PlanLightningAttention(cu_seqlens.data(), sequences, 2 * kLightningChunk);
+    DeviceBytes plan_bytes(plan.bytes.size());
+    plan_bytes.Upload(plan.bytes.data());
+    DeviceBytes workspace(LightningForwardWorkspaceBytes(plan, kHeads, kDim, kDim));
+    f.plan = ViewOf(plan, plan_bytes.data());
+    f.workspace = workspace.data();
+    const auto set_operands = [&](auto& params) {
+      params.num_heads = kHeads;
+      params.head_dim = params.value_dim = kDim;
+      params.slopes = static_cast<const float*>(slope_bytes.data());
+      params.q = q.data();
+      params.k = k.data();
+      params.v = v.data();
+      params.out = out.data();
+      params.q_stride = params.k_stride = params.v_stride = params.out_stride = kHeads * kDim;
+    };
+    set_operands(p);
+    set_operands(f);
+    const auto set_states = [&](auto& params, int set) {
+      params.final_state = reinterpret_cast<float*>(states(sequences, set));
+      params.initial_state = params.final_state;
+    };
+    const double us = MedianLaunchUs(sets, [&](int set) {
+      set_states(p, set);
+      return LaunchLightningDecode(p, nullptr);
+    });
+    const double chunked = MedianLaunchUs(sets, [&](int set) {
+      set_states(f, set);
+      return LaunchLightningForward(f, nullptr);
+    });
+    std::printf("%-16lld %5d %4d %9.2f %8.0f %7.1f%% %9.2f %9.2f\n",
+                static_cast<long long>(sequences), kHeads, kDim, us, rate(sequences, us),
+                100.0 * rate(sequences, us) / copy_rate, copy_us(sequences), chunked);
+    std::fflush(stdout);
+  }
+}
+
 void Save(const std::string& path, const DeviceBytes& x) {
   std::vector<char> host(x.size());
   Check(cudaMemcpy(host.data(), x.data(), x.size(), cudaMemcpyDeviceToHost), "download");
@@ -423,10 +528,13 @@ int main(int argc, char** argv) {
     evenkeel::BenchShards();
   } else if (mode == "lightning") {
     evenkeel::BenchLightning();
+  } else if (mode == "decode") {
+    evenkeel::BenchDecode();
   } else if (mode == "dump" && argc > 2) {
     evenkeel::Dump(argv[2]);
   } else {
-    std::fprintf(stderr, "usage: gpu_attention softmax|tasks|shards|lightning|dump FOLDER\n");
+    std::fprintf(stderr,
+                 "usage: gpu_attention softmax|tasks|shards|lightning|decode|dump FOLDER\n");
     return 2;
   }
   return 0;

@@ -125,6 +125,15 @@ def kernels_tables(lines):
                 cells.append(text(ratio(rate.get(OURS), best), 2))
             table.add(*cells)
         tables.append(table)
+    steps = [line for line in lines if line["table"] == "decode"]
+    if steps:
+        table = Table("A step of decoding, lightning attention", [
+            "sequences", "heads x size", "us", "GB/s", "of a large copy", "a copy, us", "chunked, us"], left=2)
+        for line in steps:
+            table.add(line["case"], f"{line['heads']} x {line['dim']}", text(line["us"], 1),
+                      text(line["gb_per_s"]), f"{line['share']:.0f} %", text(line["copy_us"], 1),
+                      text(line["chunked_us"], 1))
+        tables.append(table)
     errors = [line for line in lines if line["table"] == "error"]
     if errors:
         table = Table("Attention: relative errors against float64",
@@ -215,6 +224,12 @@ def read_kernels(table, peer, rows):
             if table == "error":
                 yield {"case": row["case"], "tensor": row["tensor"], "ours": float(row["ours"]),
                        "theirs": float(row["PyTorch"])}
+                continue
+            if table == "decode":
+                yield {"case": row["case"], "heads": int(row["heads"]), "dim": int(row["dim"]),
+                       "us": float(row["us"]), "gb_per_s": float(row["GB/s"]),
+                       "share": float(row["share"].rstrip("%")), "copy_us": float(row["copy"]),
+                       "chunked_us": float(row["chunked"])}
                 continue
             yield {"peer": row.get("peer", peer), "case": row["case"], "heads": int(row["heads"]),
                    "kv": int(row.get("kv", 0)), "dim": int(row["dim"]),
