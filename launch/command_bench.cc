@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kLongestMessage = int64_t{1} << 24;
 constexpr int64_t kMaxShard = 16384;  // queries of the longest shard, unless it is a whole document
+constexpr int64_t kMostSequences = 256;  // of a step of decoding
 
 struct BenchOptions {
   std::string model;
@@ -34,6 +35,7 @@ struct BenchOptions {
   int64_t max_length = 0;  // 0: the device's default
   std::vector<int64_t> q_lens;
   std::vector<int64_t> lengths;  // of keys, or of documents
+  std::vector<int64_t> sequences;
   int64_t threads = 0;
   TimingOptions timing;
   Device device = Device::kCpu;
@@ -185,6 +187,35 @@ absl::Status BenchAttention(BenchOptions options) {
   });
 }
 
+// The sequences of steps of decoding: those asked for, or 1, 4, ... as far as memory allows.
+absl::Status ChooseSequences(const RankRuntime& rank, LinearBenchOptions* bench) {
+  for (const int64_t n : bench->sequences) EK_RETURN_IF_ERROR(CheckDecodeFits(rank, *bench, n));
+  if (!bench->sequences.empty()) return absl::OkStatus();
+  for (int64_t n = 1; n <= kMostSequences && CheckDecodeFits(rank, *bench, n).ok(); n *= 4) {
+    bench->sequences.push_back(n);
+  }
+  return absl::OkStatus();
+}
+
+// Prints a table, and returns its numbers for the file.
+absl::StatusOr<nlohmann::json> BenchDecode(const RankRuntime& rank,
+                                           const LinearBenchOptions& bench) {
+  std::cout << "#\n# a step of decoding: a token of each sequence; GB/s of states, read and "
+               "written in place\n"
+            << "# sequences         ms      GB/s     ktok/s\n";
+  nlohmann::json points = nlohmann::json::array();
+  EK_RETURN_IF_ERROR(
+      MeasureDecode(rank, bench, [&](const DecodePoint& point) {
+        const double bytes = 2 * DecodeStateBytes(rank.context, bench, point.sequences);
+        std::cout << absl::StrFormat("%11d %10.4f %9.1f %10.1f\n", point.sequences,
+                                     point.step_s * 1e3, bytes / point.step_s * 1e-9,
+                                     static_cast<double>(point.sequences) / point.step_s * 1e-3)
+                  << std::flush;
+        points.push_back({{"sequences", point.sequences}, {"step_s", point.step_s}});
+      }).status());
+  return points;
+}
+
 absl::Status BenchLinear(BenchOptions options) {
   EK_RETURN_IF_ERROR(TakeFromModel(LayerKind::kLightning, &options));
   options.kv_heads = options.heads;
@@ -194,9 +225,11 @@ absl::Status BenchLinear(BenchOptions options) {
   bench.timing = options.timing;
   int64_t longest = options.max_length;
   if (longest == 0) longest = options.device == Device::kCuda ? 524288 : 65536;
+  bench.sequences = options.sequences;
   bench.lengths = options.lengths;
   if (bench.lengths.empty()) bench.lengths = PowersOfTwo(longest);
   return RunBench(options, [&](const RankRuntime& rank, double peak_flops) -> absl::Status {
+    EK_RETURN_IF_ERROR(ChooseSequences(rank, &bench));
     const BenchTable table(rank.context, {"tokens", "docs", "ktok/s"}, peak_flops);
     PrintPreamble(rank, options, table, peak_flops,
                   "lightning attention, documents of one length; ktok/s forward and backward",
@@ -216,6 +249,7 @@ absl::Status BenchLinear(BenchOptions options) {
                                            {"backward_s_per_token", point.backward_s / tokens},
                                            {"both_s_per_token", point.both_s / tokens}});
                        }).status());
+    EK_ASSIGN_OR_RETURN(nlohmann::json steps, BenchDecode(rank, bench));
     if (options.json.empty()) return absl::OkStatus();
     return WriteJson(options.json, {{"format", "evenkeel linear attention times 1"},
                                     {"program", VersionText()},
@@ -227,7 +261,8 @@ absl::Status BenchLinear(BenchOptions options) {
                                     {"head_size", bench.head_size},
                                     {"runs", options.timing.runs},
                                     {"matrix_product_flops", peak_flops},
-                                    {"points", std::move(points)}});
+                                    {"points", std::move(points)},
+                                    {"decode", std::move(steps)}});
   });
 }
 
@@ -355,7 +390,7 @@ void AddAttention(CLI::App& bench, CommandBody* body) {
 
 void AddLinear(CLI::App& bench, CommandBody* body) {
   CLI::App* command =
-      bench.add_subcommand("linear", "Lightning attention over lengths of documents");
+      bench.add_subcommand("linear", "Lightning attention over lengths of documents, and decoding");
   auto options = std::make_shared<BenchOptions>();
   AddHeads(*command, options.get());
   CLI::Option* lengths = AddLengths(*command, "--lengths", &options->lengths,
@@ -363,13 +398,17 @@ void AddLinear(CLI::App& bench, CommandBody* body) {
   AddLength(*command, "--max-length", &options->max_length,
             "Longest document; default: 524288 on cuda, 65536 on the CPU")
       ->excludes(lengths);
+  AddLengths(
+      *command, "--sequences", &options->sequences,
+      "Sequences of a step of decoding; default: 1, 4, 16, 64, 256, as far as memory allows");
   command->footer(
       "Examples:\n"
       "  evenkeel bench linear --model configs/transnormerllm_1b.yaml --device cuda\n"
       "  evenkeel bench linear --heads 4 --head-size 64 --lengths 1024,16384 --threads 1\n"
       "\n"
       "A launch has documents of one length, enough to fill the device. The time a token takes\n"
-      "should not grow with the length.");
+      "should not grow with the length. A step of decoding takes a token of each sequence and\n"
+      "reads and writes every state once; those of few sequences stay in the device's caches.");
   command->callback([options, body] { *body = [options] { return BenchLinear(*options); }; });
 }
 

@@ -1,4 +1,4 @@
-// Times lightning attention on one device over lengths of documents.
+// Times lightning attention on one device: over lengths of documents, and steps of decoding.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct LinearBenchOptions {
   int64_t heads = 0;
   int64_t head_size = 0;
   std::vector<int64_t> lengths;
+  std::vector<int64_t> sequences;  // of a step of decoding
   TimingOptions timing;
 };
 
@@ -39,5 +40,26 @@ double LinearFlops(const LinearBenchOptions& options, const LinearPoint& point, 
 absl::StatusOr<std::vector<LinearPoint>> MeasureLinear(
     const RankRuntime& rank, const LinearBenchOptions& options,
     const std::function<void(const LinearPoint&)>& tell);
+
+// Seconds of a step of decoding: a token of each of so many sequences.
+struct DecodePoint {
+  int64_t sequences = 0;
+  double step_s = 0;
+};
+
+// Bytes of the states of so many sequences; a step reads and writes each once.
+double DecodeStateBytes(const OpContext& context, const LinearBenchOptions& options,
+                        int64_t sequences);
+
+// Fails with kResourceExhausted where the states of so many sequences take more than half of the
+// device's memory.
+absl::Status CheckDecodeFits(const RankRuntime& rank, const LinearBenchOptions& options,
+                             int64_t sequences);
+
+// Measures steps of options.sequences, which must fit, states in place, the same ones at every
+// step: those of few sequences stay in the device's caches. Calls tell(point) after each.
+absl::StatusOr<std::vector<DecodePoint>> MeasureDecode(
+    const RankRuntime& rank, const LinearBenchOptions& options,
+    const std::function<void(const DecodePoint&)>& tell);
 
 }  // namespace evenkeel

@@ -76,11 +76,14 @@ class BenchTest(EndToEndTest):
     def test_linear(self):
         file = self.folder / "linear.json"
         model = REPOSITORY / "configs" / "tiny_transnormerllm.yaml"
-        output = self.bench("linear", "--model", model, "--lengths", "64,300", "--json", file)
+        output = self.bench("linear", "--model", model, "--lengths", "64,300", "--sequences", "3,40",
+                            "--json", file)
         self.assertIn(", 4 heads of 32\n", output)
         times = json.loads(file.read_text())
         self.assertEqual([p["length"] for p in times["points"]], [64, 300])
-        for row, point in zip(rows(output), times["points"]):
+        table = rows(output)
+        self.assertEqual(len(table), 4)
+        for row, point in zip(table, times["points"]):
             self.assertEqual(row[:2], [point["length"], point["documents"]])
             tokens = point["length"] * point["documents"]
             self.assertLessEqual(2000, tokens)
@@ -88,6 +91,14 @@ class BenchTest(EndToEndTest):
             flops = 4 * 4 * 32 * 32
             self.assertAlmostEqual(row[4], 1e-9 * flops / point["forward_s_per_token"], delta=0.06)
             self.assertAlmostEqual(row[7], 3e-9 * flops / point["backward_s_per_token"], delta=0.06)
+        self.assertEqual([p["sequences"] for p in times["decode"]], [3, 40])
+        for row, step in zip(table[2:], times["decode"]):
+            seconds = step["step_s"]
+            self.assertEqual(row[0], step["sequences"])
+            self.assertAlmostEqual(row[1], 1e3 * seconds, delta=1e-4)
+            state_bytes = row[0] * 4 * 32 * 32 * 4
+            self.assertAlmostEqual(row[2], 2e-9 * state_bytes / seconds, delta=0.06)
+            self.assertAlmostEqual(row[3], 1e-3 * row[0] / seconds, delta=0.06)
 
     def test_comm(self):
         for ranks in (2, 3):
@@ -179,6 +190,10 @@ class BenchTest(EndToEndTest):
         output = self.bench("attention", "--heads", 4096, "--head-size", 4096, "--kv-lens",
                             1 << 24, "--q-lens", 1, code=8)
         self.assertIn("lower --max-kv", output)
+        output = self.bench("linear", *HEADS, "--sequences", f"1,{1 << 30}", code=8)
+        self.assertIn("the states of 1073741824 sequences with 2 heads of 16 take 2199.0 GB", output)
+        self.assertIn("lower --sequences", output)
+        self.assertNotIn("# lightning attention", output)  # refused before anything is measured
 
 
 if __name__ == "__main__":
