@@ -34,19 +34,19 @@ struct Place {
 };
 
 absl::Status RunOnCpu(const RankOptions& options, Communicator& comm, const Place& place,
-                      const Body& body) {
+                      StartClock& start_clock, const Body& body) {
   ThreadPool pool(ThreadsPerRank(options.threads, place.local_size));
   MemoryTracker tracker;
   const int64_t memory = PhysicalMemoryBytes();
   EK_ASSIGN_OR_RETURN(Arena arena, Arena::Create(memory, tracker));
   const OpContext context{pool, arena, options.dtype};
-  return body({context, comm, nullptr, tracker, {memory, place.local_size, "host"}});
+  return body({context, comm, nullptr, tracker, {memory, place.local_size, "host"}, start_clock});
 }
 
 // What can fail on one rank alone comes first and is agreed upon: nobody waits for a rank that
 // left.
 absl::Status RunOnGpu(const RankOptions& options, Communicator& comm, const Place& place,
-                      const Body& body) {
+                      StartClock& start_clock, const Body& body) {
   const int64_t share = options.ranks_per_gpu;
   absl::StatusOr<std::shared_ptr<CudaOps>> gpu =
       OpenGpu(static_cast<int>(place.local_rank / share));
@@ -56,6 +56,7 @@ absl::Status RunOnGpu(const RankOptions& options, Communicator& comm, const Plac
   const GpuFacts facts = FactsOf(**gpu);
   absl::StatusOr<Arena> arena = Arena::CreateOnGpu(DeviceOf(**gpu), facts.total_bytes, tracker);
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm, arena.status(), "GPU memory"));
+  start_clock.Lap("GPU");
   std::unique_ptr<GpuComm> gpu_comm;
   if (comm.size() > 1) {
     if constexpr (kWithCuda) {
@@ -64,33 +65,42 @@ absl::Status RunOnGpu(const RankOptions& options, Communicator& comm, const Plac
       comm_options.shares_gpu = share > 1;
       EK_ASSIGN_OR_RETURN(gpu_comm, OpenGpuComm(comm, DeviceOf(**gpu), comm_options));
     }
+    start_clock.Lap("NCCL");
   }
   const OpContext context{pool, *arena, options.dtype, gpu->get()};
-  return body(
-      {context, comm, gpu_comm.get(), tracker, {facts.free_bytes, static_cast<int>(share), "GPU"}});
+  return body({context,
+               comm,
+               gpu_comm.get(),
+               tracker,
+               {facts.free_bytes, static_cast<int>(share), "GPU"},
+               start_clock});
 }
 
 absl::Status RunBody(const RankOptions& options, Communicator& comm, const Place& place,
-                     const Body& body) {
+                     StartClock& start_clock, const Body& body) {
   InitLog(comm.rank(), /*quiet=*/comm.rank() != 0);
-  return options.device == Device::kCpu ? RunOnCpu(options, comm, place, body)
-                                        : RunOnGpu(options, comm, place, body);
+  return options.device == Device::kCpu ? RunOnCpu(options, comm, place, start_clock, body)
+                                        : RunOnGpu(options, comm, place, start_clock, body);
 }
 
 }  // namespace
 
 absl::Status RunOnRank(const RankOptions& options,
                        const std::function<absl::Status(const RankRuntime&)>& body) {
+  StartClock start_clock;
   const GetEnvironment get = [](const char* name) -> const char* { return std::getenv(name); };
   if (!IsStartedByLauncher(get)) {
     if (options.many_ranks) EK_RETURN_IF_ERROR(CheckLaunch(/*world_size=*/1, get));
-    return RunBody(options, *MakeSelfCommunicator(), Place(), body);
+    return RunBody(options, *MakeSelfCommunicator(), Place(), start_clock, body);
   }
   EK_ASSIGN_OR_RETURN(MpiRuntime mpi, MpiRuntime::Create({options.timeout_s}));
+  start_clock.Lap("MPI");
   absl::Status status;
   if (options.many_ranks) status = CheckLaunch(mpi.world().size(), get);
-  if (status.ok())
-    status = RunBody(options, mpi.world(), {mpi.local_rank(), mpi.local_size()}, body);
+  if (status.ok()) {
+    const Place place = {mpi.local_rank(), mpi.local_size()};
+    status = RunBody(options, mpi.world(), place, start_clock, body);
+  }
   // Before MPI ends: once a rank has left with an error, mpirun ends the others, and what they had
   // yet to say is lost.
   // kCancelled: all ranks have agreed to leave.

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "launch/start_clock.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/gpu_comm.h"
 #include "runtime/ops/op_context.h"
@@ -34,6 +35,7 @@ struct RankRuntime {
   GpuComm* gpu_comm;   // the same, for tensors on GPUs; null on the CPU, and for one rank alone
   MemoryTracker& tracker;
   MemoryBudget memory;
+  StartClock& start_clock;  // of this process
 };
 
 // Starts MPI if mpirun started this process, runs `body`, reports its failure on the rank (or,

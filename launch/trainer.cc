@@ -63,6 +63,7 @@ Trainer::Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan 
       optimizer_(std::move(optimizer)),
       pipeline_(context_, model_, mesh_->links(), mesh_->shape(), mesh_->coord().pp, tracker_),
       shape_(ShapeOf(config.model)),
+      start_clock_(rank.start_clock),
       start_seconds_(Now()) {}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config, ParallelPlan plan,
@@ -72,11 +73,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
       TrainingData data,
       TrainingData::Open(config.data.train, config.model.vocab_size, config.data.sequence_length,
                          static_cast<uint64_t>(config.seed)));
+  rank.start_clock.Lap("data");
   MeshCommsOptions comms = plan.comms();
   const ArenaScope scope(rank.context.arena);
   comms.scratch = rank.context.arena.AllocateZero(DType::kF32, {1}, MemoryPurpose::kWorkspace);
   Communicator& device_comm = rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world();
   EK_ASSIGN_OR_RETURN(std::unique_ptr<MeshComms> mesh, MeshComms::Create(device_comm, comms));
+  rank.start_clock.Lap("groups of ranks");
   ModelSetup setup;
   setup.part = plan.PartOf(mesh->coord());
   setup.axes = mesh->axes();
@@ -86,6 +89,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model, setup, rank.tracker));
   EK_ASSIGN_OR_RETURN(Optimizer optimizer,
                       Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
+  rank.start_clock.Lap("memory");
   std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh_ranks),
                                                std::move(mesh), std::move(data), std::move(model),
                                                std::move(optimizer)));
@@ -137,9 +141,11 @@ absl::Status Trainer::Start() {
                                          config_.train.init_from, model_));
   }
   saved_step_ = restored ? progress_.step : -1;
+  start_clock_.Lap(restored ? "checkpoint" : "weights");
 
   peak_flops_ = config_.runtime.peak_gflops > 0 ? config_.runtime.peak_gflops * 1e9
                                                 : MeasurePeakFlops(context_);
+  start_clock_.Lap("speed of products");
   EK_ASSIGN_OR_RETURN(tracer_, StepTracer::Create(config_, comm_, gpu_comm_));
   if (comm_.rank() == 0) {
     EK_ASSIGN_OR_RETURN(report_, RunReport::Open(config_, progress_.step));
@@ -182,6 +188,7 @@ absl::Status Trainer::Start() {
       report_->Message(absl::StrFormat("on %s, peak of products %.0f TFLOP/s",
                                        FactsOf(*context_.cuda).name, peak_flops_ * 1e-12));
     }
+    report_->Message("ready in " + start_clock_.Text());
   }
   return RecallEvaluation();
 }

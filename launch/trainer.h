@@ -119,6 +119,7 @@ class Trainer {
   ModelShape shape_;
   TrainingProgress progress_;
   std::optional<StepTracer> tracer_;
+  StartClock& start_clock_;
   double start_seconds_ = 0;
   double peak_flops_ = 0;  // of a rank
   std::optional<double> last_loss_;
