@@ -129,6 +129,10 @@ void DescribeFields(ConfigFields& fields, ParallelConfig& config) {
   fields.Enum("linear_attention", &config.linear_attention,
               "how the state of linear attention crosses cp ranks",
               {{"gather", StateExchange::kGather}, {"scan", StateExchange::kScan}});
+  fields.Enum("tp_transport", &config.tp_transport,
+              "on GPUs: how rows travel between tp ranks, whose products go on meanwhile; by the "
+              "copy engines of the GPUs of a host they take no multiprocessor",
+              {{"nccl", RowTransport::kNccl}, {"copy_engines", RowTransport::kCopyEngines}});
   fields.Enum("split", &config.split,
               "how samples are cut over cp ranks; auto: zigzag where a layer has softmax attention",
               {{"auto", SplitPolicy::kAuto},

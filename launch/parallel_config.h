@@ -32,6 +32,12 @@ enum class PingPong {
   kSerial,  // two halves, every message waited for at once: for measuring
 };
 
+// How rows of tensor-parallel ranks travel between GPUs.
+enum class RowTransport {
+  kNccl,
+  kCopyEngines,  // within a host; elsewhere NCCL does it
+};
+
 struct ParallelConfig {
   MeshShape mesh{1, 0, 1, 1};  // dp 0: what is left of the ranks
   int virtual_stages = 1;
@@ -39,6 +45,7 @@ struct ParallelConfig {
   ShardingStage zero = ShardingStage::kNone;
   SoftmaxExchange attention = SoftmaxExchange::kGather;
   StateExchange linear_attention = StateExchange::kGather;
+  RowTransport tp_transport = RowTransport::kNccl;
   SplitPolicy split = SplitPolicy::kAuto;
   // With attention: disaggregated.
   int attention_servers = 0;      // dedicated ranks a tensor-parallel place; 0: those of the mesh
@@ -65,8 +72,9 @@ struct ParallelPlan {
   DisaggregationOptions disaggregation;  // where attention is pooled
   ServerPassMode server_mode;
   bool learns_speeds = false;  // plans follow what servers measured
-  int num_dedicated = 0;       // attention servers beside the mesh, a tensor-parallel place
-  int least_dedicated = 1;     // with fewer left, training stops
+  RowTransport tp_transport = RowTransport::kNccl;
+  int num_dedicated = 0;    // attention servers beside the mesh, a tensor-parallel place
+  int least_dedicated = 1;  // with fewer left, training stops
 
   // Ranks beyond those of the mesh are dedicated servers, tensor-parallel places in turn.
   int num_ranks() const { return static_cast<int>(mesh.num_ranks()) + num_dedicated * mesh.tp; }

@@ -93,6 +93,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
     plan.learns_speeds = config.attention_learns_speeds;
   }
   plan.context.states = config.linear_attention;
+  plan.tp_transport = config.tp_transport;
   const bool zigzag =
       config.split == SplitPolicy::kZigzag || (config.split == SplitPolicy::kAuto && has_softmax);
   plan.context.split = zigzag ? SequenceSplit::kZigzag : SequenceSplit::kContiguous;
@@ -153,6 +154,7 @@ MeshCommsOptions ParallelPlan::comms() const {
   }
   options.ties_stages = model.tie_embeddings && mesh.pp > 1;
   options.is_interleaved = virtual_stages > 1;
+  options.copies_tp_rows = tp_transport == RowTransport::kCopyEngines;
   return options;
 }
 

@@ -166,6 +166,13 @@ void DescribeFields(ConfigFields& fields, RunConfig& config) {
                  "has no effect without dedicated attention servers: remove it, or set "
                  "parallel.attention_servers to a number of them");
   }
+  if (config.parallel.tp_transport == RowTransport::kCopyEngines &&
+      (config.runtime.device != Device::kCuda || config.parallel.mesh.tp == 1) &&
+      !fields.HasError("parallel.tp") && !fields.HasError("runtime.device")) {
+    fields.Error("parallel.tp_transport",
+                 "copy_engines has no effect without runtime.device: cuda and parallel.tp of 2 or "
+                 "more: remove it, or set them");
+  }
   const ModelConfig& model = config.model;
   if (model.max_position_embeddings > 0 &&
       config.data.sequence_length > model.max_position_embeddings) {

@@ -88,7 +88,7 @@ ComputeShape ComputeShapeOf(Device device, DType dtype, int64_t vocab_rows, int 
   compute.element_bytes = SizeOf(dtype);
   compute.wide_bytes = SizeOf(WideDType(dtype));
   compute.has_copy = dtype != WideDType(dtype);
-  compute.token_chunk = TokenChunk(device, tp == 1);
+  compute.token_chunks = TokenChunks(device, tp == 1);
   compute.logits_rows = LogitsChunk(device, vocab_rows);
   compute.is_gpu = device == Device::kCuda;
   return compute;

@@ -1,5 +1,7 @@
 #include "models/token_layout.h"
 
+#include <algorithm>
+
 #include "attention/block_attention.h"
 
 namespace evenkeel {
@@ -14,7 +16,8 @@ void PlanTokens(const OpContext& context, const ModelConfig& config,
                 absl::Span<const int64_t> positions, AxisComm* tp, int64_t cut,
                 TokenLayout& layout) {
   const auto tokens = static_cast<int64_t>(positions.size());
-  layout.shards = TokenShards(tokens, TokenChunk(context.device(), tp == nullptr), tp, cut);
+  const ChunkLimits chunks = TokenChunks(context.device(), tp == nullptr);
+  layout.shards = TokenShards(tokens, chunks.RowsFor(std::max(cut, tokens - cut)), tp, cut);
   layout.positions = Mirror(context, Positions(positions));
   if (!config.has_kind(LayerKind::kSoftmax)) return;
   const Shape shape{tokens, config.head_size() / 2};

@@ -18,11 +18,10 @@ namespace evenkeel {
 
 // Rows of the outer pieces' chunks: large enough for matrix products at full speed; on the CPU
 // small enough that the widest intermediate (2 F columns) stays in the shared cache; on several
-// tensor-parallel GPUs small enough that there are some, so that rows travel while others are
-// multiplied.
-constexpr int64_t TokenChunk(Device device, bool is_alone = true) {
-  if (device == Device::kCpu) return 512;
-  return is_alone ? 32768 : 4096;
+// tensor-parallel GPUs half of what there is.
+constexpr ChunkLimits TokenChunks(Device device, bool is_alone = true) {
+  if (device == Device::kCpu) return {512, 512};
+  return is_alone ? ChunkLimits{32768, 32768} : ChunkLimits{4096, 8192};
 }
 
 // Movable only: plans borrow the lists.

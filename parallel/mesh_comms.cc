@@ -1,5 +1,6 @@
 #include "parallel/mesh_comms.h"
 
+#include "runtime/base/log.h"
 #include "runtime/base/status_macros.h"
 
 namespace evenkeel {
@@ -48,8 +49,12 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
   const int inside = (at.dp * shape.cp + at.cp) * shape.tp + at.tp;
   if (shape.tp > 1) {
     EK_ASSIGN_OR_RETURN(axes.tp, comms->Divide(world, world.rank() / shape.tp, at.tp, "tp"));
-    // Rows travel all the time, beside products that take the whole GPU.
-    if (axes.tp != nullptr) EK_RETURN_IF_ERROR(comms->comms_.back()->UsePeerCopies());
+    if (axes.tp != nullptr && options.copies_tp_rows) {
+      EK_ASSIGN_OR_RETURN(const bool copies, comms->comms_.back()->UsePeerCopies());
+      if (!copies && axes.tp->rank() == 0) {
+        LogWarning("tp ranks do not reach each other's memory: NCCL moves their rows");
+      }
+    }
   }
   if (options.key_value_copies > 1) {
     EK_ASSIGN_OR_RETURN(

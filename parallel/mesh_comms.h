@@ -42,6 +42,7 @@ struct MeshCommsOptions {
   // Ranks beyond those of the mesh that are on no axis but the pool: tensor-parallel places in
   // turn. A multiple of tp.
   int num_dedicated = 0;
+  bool copies_tp_rows = false;  // rows of tp go by copy engines (Communicator::UsePeerCopies)
   // On the device of the communicators, [1]: a first message over every link of the pipeline. NCCL
   // connects two ranks in the host's first call, which waits for the other rank's: better here than
   // in the middle of a schedule, where that one may wait for this one. Empty: no message.

@@ -21,6 +21,17 @@ struct RowSpan {
   int64_t size() const { return end - begin; }
 };
 
+// How many rows a chunk has. Where rows travel between ranks there should be two chunks, so that
+// those of one travel while the other is multiplied: fewer rows make products slower, and all at
+// once leave nothing to hide behind.
+struct ChunkLimits {
+  int64_t least = 512;
+  int64_t most = 512;
+
+  // Of `tokens` that are computed as one part.
+  int64_t RowsFor(int64_t tokens) const { return std::clamp((tokens + 1) / 2, least, most); }
+};
+
 class TokenShards {
  public:
   // `tokens` in chunks of `chunk_rows`, shared by the ranks of `axis` (null: one rank, whose share

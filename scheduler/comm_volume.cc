@@ -23,7 +23,8 @@ class VolumeCount {
   void AddMicroBatch(const MicroBatchTokens& tokens) {
     const int tp = layout_.mesh.tp;
     mine_ = tokens.mine(layout_);
-    stream_ = StreamRows(mine_, compute_.token_chunk, tp, layout_.coord.tp);
+    const int64_t chunk = ChunkRows(layout_, tokens, compute_.token_chunks);
+    stream_ = StreamRows(mine_, chunk, tp, layout_.coord.tp);
     // Empty micro-batches pass through the pipeline, too, as nothing.
     if (tokens.all == 0) return;
     AddStages();

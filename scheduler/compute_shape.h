@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "parallel/token_shards.h"
+
 namespace evenkeel {
 
 // Which activations are computed again in the backward pass (models/block.h).
@@ -12,7 +14,7 @@ struct ComputeShape {
   int64_t element_bytes = 4;  // of activations
   int64_t wide_bytes = 4;     // of weights, gradients, optimizer state and statistics
   bool has_copy = false;      // a copy of the weights in the dtype of the activations
-  int64_t token_chunk = 512;  // rows that the token-wise pieces work on at a time
+  ChunkLimits token_chunks;   // rows that the token-wise pieces work on at a time
   int64_t logits_rows = 512;  // rows of logits that exist at a time
   bool is_gpu = false;
 

@@ -76,8 +76,8 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
     for (const PassMemory& pass : of_chunk) plan.attention = std::max(plan.attention, pass.pool);
   }
   if (layout.mesh.pp > 1 && !(shape.is_first && num_chunks == 1)) {
-    const int64_t rows =
-        StreamRows(tokens.mine(layout), compute.token_chunk, layout.mesh.tp, layout.coord.tp);
+    const int64_t chunk = ChunkRows(layout, tokens, compute.token_chunks);
+    const int64_t rows = StreamRows(tokens.mine(layout), chunk, layout.mesh.tp, layout.coord.tp);
     const int64_t used = std::min(kOutgoingBuffers, micro_batches * num_chunks);
     plan.workspace += used * rows * shape.hidden_size * compute.element_bytes;
   }

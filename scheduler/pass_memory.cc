@@ -29,8 +29,9 @@ class PassReplay {
         recompute_(recompute),
         tp_(layout.mesh.tp),
         mine_(tokens.mine(layout)),
-        stream_(StreamRows(mine_, compute.token_chunk, tp_, layout.coord.tp)),
-        chunk_(std::min(compute.token_chunk,
+        stream_(StreamRows(mine_, ChunkRows(layout, tokens, compute.token_chunks), tp_,
+                           layout.coord.tp)),
+        chunk_(std::min(ChunkRows(layout, tokens, compute.token_chunks),
                         layout.context.split == SequenceSplit::kHalves ? FirstHalf(mine_) : mine_)),
         width_(shape.hidden_size) {}
 

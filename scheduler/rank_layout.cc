@@ -35,6 +35,13 @@ MicroBatchTokens CountTokens(const RankLayout& layout, absl::Span<const int64_t>
   return tokens;
 }
 
+int64_t ChunkRows(const RankLayout& layout, const MicroBatchTokens& tokens,
+                  const ChunkLimits& chunks) {
+  const int64_t mine = tokens.mine(layout);
+  const bool is_halved = layout.context.split == SequenceSplit::kHalves;
+  return chunks.RowsFor(is_halved ? FirstHalf(mine) : mine);
+}
+
 int64_t StreamRows(int64_t tokens, int64_t chunk_rows, int ranks, int rank) {
   const auto share = [&](int64_t rows) { return rows * (rank + 1) / ranks - rows * rank / ranks; };
   return tokens / chunk_rows * share(chunk_rows) + share(tokens % chunk_rows);

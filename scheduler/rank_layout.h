@@ -8,6 +8,7 @@
 #include "parallel/context_strategy.h"
 #include "parallel/mesh.h"
 #include "parallel/sharding.h"
+#include "parallel/token_shards.h"
 #include "scheduler/disaggregation_plan.h"
 
 namespace evenkeel {
@@ -53,6 +54,10 @@ struct MicroBatchTokens {
 
 // Of documents of the given lengths.
 MicroBatchTokens CountTokens(const RankLayout& layout, absl::Span<const int64_t> document_lengths);
+
+// Rows of the chunks in which the rank works through its tokens: each of two halves is a part.
+int64_t ChunkRows(const RankLayout& layout, const MicroBatchTokens& tokens,
+                  const ChunkLimits& chunks);
 
 // Rows of the stream that tensor-parallel rank `rank` of `ranks` holds of `tokens`, which are
 // shared chunk by chunk (parallel/token_shards.h).

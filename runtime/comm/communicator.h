@@ -164,10 +164,11 @@ class Communicator {
   // on. Thread-safe.
   virtual void NoteLostRanks() {}
 
-  // Lets large AllGatherAsync and ReduceScatterAsync of rows go by the GPUs' copy engines, where
-  // all ranks are on one host and reach each other's memory; does nothing elsewhere. Takes 64 MiB
-  // of each GPU. All ranks call it. NCCL_P2P_DISABLE=1 in the environment forbids it.
-  virtual absl::Status UsePeerCopies() { return absl::OkStatus(); }
+  // Lets large AllGatherAsync and ReduceScatterAsync of rows go by the GPUs' copy engines if all
+  // ranks are on one host and reach each other's memory, and returns whether they do; else nothing
+  // changes. Takes 64 MiB of each GPU. All ranks call it. NCCL_P2P_DISABLE=1 in the environment
+  // forbids it.
+  virtual absl::StatusOr<bool> UsePeerCopies() { return false; }
 
   // A place on the host's status board for the calls of another communicator of the same ranks;
   // null without a board. All ranks call it. Must be gone before MPI is.

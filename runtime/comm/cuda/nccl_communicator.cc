@@ -128,15 +128,15 @@ NcclCommunicator::NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Comm
   context_->watchdog().Add(NcclWatchdog::Watched{handle_, place_, stream_number_, nullptr});
 }
 
-absl::Status NcclCommunicator::UsePeerCopies(int64_t slot_bytes) {
+absl::StatusOr<bool> NcclCommunicator::UsePeerCopies(int64_t slot_bytes) {
   EK_ASSIGN_OR_RETURN(std::unique_ptr<PeerWindow> window,
                       PeerWindow::Create(*bootstrap_, kPeerSlots, slot_bytes));
-  if (window == nullptr) return absl::OkStatus();
+  if (window == nullptr) return false;
   peers_ = std::make_shared<PeerCopies>(std::move(window), rank(), size());
   NcclWatchdog& watchdog = context_->watchdog();
   watchdog.Remove(handle_.get());
   watchdog.Add(NcclWatchdog::Watched{handle_, place_, stream_number_, peers_});
-  return absl::OkStatus();
+  return true;
 }
 
 NcclCommunicator::~NcclCommunicator() {

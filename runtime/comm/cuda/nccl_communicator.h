@@ -40,10 +40,9 @@ class NcclCommunicator : public Communicator {
                                                       const std::string& name) override;
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
-  absl::Status UsePeerCopies() override { return UsePeerCopies(kPeerSlotBytes); }
+  absl::StatusOr<bool> UsePeerCopies() override { return UsePeerCopies(kPeerSlotBytes); }
   // With slots of that size, for tests.
-  absl::Status UsePeerCopies(int64_t slot_bytes);
-  bool uses_peer_copies() const { return peers_ != nullptr; }
+  absl::StatusOr<bool> UsePeerCopies(int64_t slot_bytes);
   void SetInterrupt(std::function<bool()> is_interrupted) override {
     handle_->SetInterrupt(std::move(is_interrupted));
   }

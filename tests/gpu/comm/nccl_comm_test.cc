@@ -277,9 +277,9 @@ std::unique_ptr<Communicator> WithPeerCopies(Communicator& nccl) {
   auto part = nccl.Split(0, nccl.rank(), "peers");
   EXPECT_TRUE(part.ok()) << part.status();
   auto& peers = dynamic_cast<NcclCommunicator&>(**part);
-  const absl::Status status = peers.UsePeerCopies(int64_t{1} << 19);
-  EXPECT_TRUE(status.ok()) << status;
-  return peers.uses_peer_copies() ? *std::move(part) : nullptr;
+  const absl::StatusOr<bool> copies = peers.UsePeerCopies(int64_t{1} << 19);
+  EXPECT_TRUE(copies.ok()) << copies.status();
+  return copies.value_or(false) ? *std::move(part) : nullptr;
 }
 
 // Rows of 256 bytes and more than a slot of them: equal ones, unequal ones, none on the last rank.

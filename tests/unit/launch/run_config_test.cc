@@ -119,6 +119,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"parallel.attention_cost", "cost.json"},
     {"parallel.attention_speeds", "measured"},
     {"parallel.linear_attention", "scan"},
+    {"parallel.tp_transport", "copy_engines"},
     {"parallel.split", "contiguous"},
     {"trace.steps", "7"},
     {"trace.first_step", "3"},
@@ -287,6 +288,21 @@ TEST(RunConfig, KeysOfDisaggregationAreNotSetInVain) {
         kSmall, {"parallel.attention=disaggregated", "parallel.attention_servers=2", key}, &config);
     EXPECT_TRUE(status.ok()) << status;
   }
+}
+
+TEST(RunConfig, CopyEnginesAreNotSetInVain) {
+  const std::string set = "parallel.tp_transport=copy_engines";
+  for (const std::vector<std::string>& more :
+       {std::vector<std::string>{}, {"parallel.tp=2"}, {"runtime.device=cuda"}}) {
+    std::vector<std::string> overrides = more;
+    overrides.push_back(set);
+    RunConfig config;
+    EXPECT_THAT(std::string(Read(kSmall, overrides, &config).message()),
+                HasSubstr("parallel.tp_transport: copy_engines has no effect without"));
+  }
+  RunConfig config;
+  const absl::Status status = Read(kSmall, {"parallel.tp=2", "runtime.device=cuda", set}, &config);
+  EXPECT_TRUE(status.ok()) << status;
 }
 
 // What a run folder holds of a config can be run: it names every key, whatever the strategy.
