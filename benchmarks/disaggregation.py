@@ -82,6 +82,12 @@ def cases(ranks):
     return result
 
 
+def applies(setting, parallel):
+    """Keys that only disaggregated attention reads are refused where attention is another."""
+    return ("attention=disaggregated" in parallel or
+            not setting.startswith(("parallel.attention_", "parallel.ping_pong=")))
+
+
 def run(options, prefix, parallel, folder):
     shutil.rmtree(folder, ignore_errors=True)
     if options.cost and "attention=disaggregated" in parallel:
@@ -101,7 +107,7 @@ def run(options, prefix, parallel, folder):
         settings.append("train.on_nonfinite=skip")  # what is computed is wrong
     command = ["mpirun", "--oversubscribe", "--bind-to", "core" if options.bind else "none", "-np",
                str(options.ranks), options.evenkeel, "train", "--config", options.config]
-    for setting in settings + options.set:
+    for setting in settings + [s for s in options.set if applies(s, parallel)]:
         command += ["--set", setting]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             timeout=options.limit, check=False)
@@ -134,7 +140,8 @@ def main():
     parser.add_argument("--bind", action="store_true", help="bind each rank to a core")
     parser.add_argument("--limit", type=float, default=600, help="seconds a run may take")
     parser.add_argument("--cases", default=".", help="regular expression of names")
-    parser.add_argument("--set", action="append", default=[], help="more settings for every case")
+    parser.add_argument("--set", action="append", default=[],
+                        help="more settings for every case that has a use for them")
     parser.add_argument("--out", help="folder for the JSON")
     options = parser.parse_args()
     options.evenkeel = os.path.abspath(options.evenkeel)

@@ -18,158 +18,16 @@
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
-#include "attention/kernels/cuda/softmax_backward_walk.cuh"
+#include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_workspace.h"
 #include "attention/kernels/cuda/tensor_map.h"
 
 namespace evenkeel {
 namespace {
 
-template <int kDim>
-struct Sm90BackwardShape {
-  static constexpr int kHeadDim = kDim;
-  static constexpr int kThreads = 384;
-  static constexpr int kKeys = 128;
-  static constexpr int kQueries = kDim == 64 ? 128 : 64;
-  static constexpr int kKeyBytes = kKeys * kDim * 2;
-  static constexpr int kQueryBytes = kQueries * kDim * 2;
-  static constexpr int kScoreBytes = kKeys * kQueries * 2;
-  static constexpr int kRowBytes = kQueries * 4;       // of lse, and of delta
-  static constexpr int kTileFloats = kQueries * kDim;  // of dQ
-  static constexpr int kHalfFloats = kTileFloats / 2;  // a warpgroup's
-  static constexpr int kSharedBytes =
-      1024 + 3 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
-};
-
-struct BackwardTensorMaps {
-  CUtensorMap q, dout, k, v;
-};
-
-struct BackwardBarriers {
-  uint64_t k_full[2], k_empty[2], v_full, v_empty;
-  uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
-  uint64_t dq_full[2], dq_empty[2];  // of the halves of dQ
-};
-
-// One step of the consumers, told by the producer beside the query tile: they have no registers to
-// spare for the walk itself.
-struct BackwardStep {
-  int tile;  // of dQ, and of the counters; -1 after the last step
-  int turn;  // contributions to the tile before this one
-  int rows;  // of the query tile, may exceed its size
-  // Key c of the key tile is seen by query i of the tile if begin <= c < min(end + i, limit).
-  int begin;
-  int end;
-  int limit;
-  bool last;  // of the key tile
-};
-
-// A key tile of one key/value head, told beside its keys.
-struct BackwardKeys {
-  int kv_begin;
-  int kv_rows;
-  int kv_head;
-};
-
-// The producer is at most two key tiles ahead of the consumers, who may still store the gradients
-// of one.
-[[maybe_unused]] constexpr int kKeyNotes = 4;
-
-// What the consumers say of a half of dQ in shared memory.
-struct Contribution {
-  int tile;  // -1 after the last
-  int turn;
-};
-
-// Shared memory of a block. The two stages of a piece (all but v), and the two halves of dq, follow
-// one another.
-struct BackwardTiles {
-  uint32_t k, v, q, dout, ds, lse, delta, dq;
-};
-
 #if defined(EK_HAS_SM90A)
 
 constexpr int kConsumersBarrier = 1;
-
-template <typename Shape>
-__device__ __forceinline__ void Produce(const SoftmaxBackwardParams& params,
-                                        const SoftmaxBackwardWorkspace& w,
-                                        const BackwardTensorMaps& maps, BackwardBarriers& b,
-                                        const BackwardTiles& tiles, BackwardStep* steps,
-                                        BackwardKeys* notes, int lane) {
-  const SoftmaxForwardParams& p = params.forward;
-  const int group = p.num_heads / p.num_kv_heads;
-  RingPlace place, key_place;
-  for (uint32_t round = 0;; ++round) {
-    // Tickets, not block indices: a block may wait only for what running blocks hold, each of which
-    // works in the order in which it takes them. As late as possible: who holds one keeps the key
-    // tiles behind it waiting for their turns.
-    uint32_t ticket = 0;
-    if (lane == 0) ticket = atomicAdd(w.counters, 1);
-    ticket = __shfl_sync(0xffffffffu, ticket, 0);
-    if (ticket >= static_cast<uint32_t>(p.plan.num_key_tiles * p.num_kv_heads)) break;
-    const auto [tile_index, kv_head] = TicketOf(p.plan.key_tiles, ticket, p.num_kv_heads);
-    const KeyTile keys = p.plan.key_tiles[tile_index];
-    if (lane == 0) {
-      WaitBarrier(SharedAddress(&b.k_empty[key_place.stage]), key_place.parity ^ 1);
-      notes[round % kKeyNotes] = {keys.kv_begin, keys.kv_rows, kv_head};
-      CopyTile<Shape::kKeys, Shape::kHeadDim, true>(
-          tiles.k + key_place.stage * Shape::kKeyBytes, &maps.k,
-          SharedAddress(&b.k_full[key_place.stage]), kv_head, keys.kv_begin);
-    }
-    __syncwarp();
-    key_place.Advance();
-    bool first = true;
-    Walk walk;
-    SeekTask<Shape>(walk, p.plan.tasks, keys, keys.task_begin, lane);
-    while (walk.valid) {
-      const int task_index = walk.task_index, query_tile = walk.tile;
-      const int head = kv_head * group + walk.group_head;
-      Advance<Shape>(walk, p.plan.tasks, keys, group, lane);
-      if (lane == 0) {
-        // Read again rather than kept: this warp has 24 registers a thread.
-        const PlannedTask& task = p.plan.tasks[task_index];
-        const int row = task.q_begin + query_tile * Shape::kQueries;
-        const int tile = (task.first_tile + query_tile) * p.num_heads + head;
-        const int64_t statistics = int64_t{tile} * Shape::kQueries;
-        const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
-        const uint32_t do_full = SharedAddress(&b.do_full[place.stage]);
-        const int begin = task.kv_begin - keys.kv_begin;
-        WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
-        steps[place.stage] = {tile,
-                              (keys.kv_begin - task.first_key_tile_row) / Shape::kKeys,
-                              task.q_len - query_tile * Shape::kQueries,
-                              begin,
-                              begin + task.visible + query_tile * Shape::kQueries,
-                              begin + task.kv_len,
-                              !walk.valid};
-        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.q + place.stage * Shape::kQueryBytes,
-                                                   &maps.q, q_full, head, row, Shape::kRowBytes);
-        CopyBytes(tiles.lse + place.stage * Shape::kRowBytes, w.lse + statistics, Shape::kRowBytes,
-                  q_full);
-        if (first) {
-          WaitBarrier(SharedAddress(&b.v_empty), round % 2 ^ 1);
-          CopyTile<Shape::kKeys, Shape::kHeadDim, true>(tiles.v, &maps.v, SharedAddress(&b.v_full),
-                                                        kv_head, keys.kv_begin);
-        }
-        WaitBarrier(SharedAddress(&b.do_empty[place.stage]), place.parity ^ 1);
-        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.dout + place.stage * Shape::kQueryBytes,
-                                                   &maps.dout, do_full, head, row,
-                                                   Shape::kRowBytes);
-        CopyBytes(tiles.delta + place.stage * Shape::kRowBytes, w.delta + statistics,
-                  Shape::kRowBytes, do_full);
-      }
-      __syncwarp();
-      first = false;
-      place.Advance();
-    }
-  }
-  if (lane == 0) {
-    WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
-    steps[place.stage].tile = -1;
-    Arrive(SharedAddress(&b.q_full[place.stage]));
-  }
-}
 
 // acc [64 keys, kQueries] = rows [64, D] of the key tile times the query tile, transposed.
 template <typename Shape>
@@ -210,35 +68,6 @@ __device__ __forceinline__ void StoreShared16(uint32_t address, float a, float b
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
                "f"(d)
                : "memory");
-}
-
-// A thread that adds one half of every dQ tile to memory, each when its turn has come.
-template <typename Shape>
-__device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace& w,
-                                                  BackwardBarriers& b, const BackwardTiles& tiles,
-                                                  const Contribution* contributions, int half) {
-  constexpr int kBytes = Shape::kHalfFloats * 4;
-  const uint32_t source = tiles.dq + half * kBytes;
-  for (uint32_t parity = 0;; parity ^= 1) {
-    WaitBarrier(SharedAddress(&b.dq_full[half]), parity);
-    const Contribution now = contributions[half];
-    if (now.tile < 0) return;
-    uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + half;
-    float* const target = w.dq + int64_t{now.tile} * Shape::kTileFloats + half * Shape::kHalfFloats;
-    while (ReadCounter(counter) != static_cast<uint32_t>(now.turn)) {
-    }
-    __threadfence();
-    if (now.turn == 0) {
-      StoreBytes(target, source, kBytes);
-    } else {
-      AddFloats(target, source, kBytes);
-    }
-    CommitTransfers();
-    WaitTransfersRead();
-    Arrive(SharedAddress(&b.dq_empty[half]));
-    WaitTransfersDone();
-    CountContribution(counter);
-  }
 }
 
 // The warpgroup's 64 keys of dK or dV. Nobody else adds to them, so additions in memory that nobody
@@ -476,7 +305,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     LowerRegisters<24>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp == 0) {
-      Produce<Shape>(params, w, maps, b, tiles, steps, notes, lane);
+      ProduceBackward<Shape>(params, w, maps, b, tiles, steps, notes, lane);
     } else if (warp < 3 && lane == 0) {
       AddQueryGradients<Shape>(w, b, tiles, contributions, warp - 1);
     }
