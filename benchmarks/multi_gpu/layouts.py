@@ -48,7 +48,7 @@ def one_gpu(model, sequence, batch, tables, micro=1):
     return case(model, 1, sequence, batch, [], "1 GPU", tables, quick=True, micro=micro)
 
 
-def short_cases(model, n):
+def short_cases(model, n, on_gpus):
     """Four samples a GPU: dp, ZeRO, tp and pp. The most important first."""
     batch, tables = 4 * n, ["strong"]
     on = lambda *a, **k: case(model, n, model.short, batch, *a, **k)
@@ -62,6 +62,9 @@ def short_cases(model, n):
     ]
     if n > 2:
         cases.append(on([f"dp={n // 2}", "tp=2"], f"dp {n // 2}, tp 2", tables, micro=2))
+    if on_gpus:
+        cases.append(on([f"tp={n}", "tp_transport=copy_engines"], f"tp {n}, copy engines", tables,
+                        micro=2))
     cases += [
         on([f"pp={n}"], f"pp {n}", tables),
         on([f"dp={n}", "zero=2"], f"dp {n}, ZeRO 2", tables, micro=2),
@@ -114,9 +117,9 @@ def large_cases(model, n):
     return cases
 
 
-def all_cases(models, n):
+def all_cases(models, n, on_gpus):
     base, large = models
-    short, big = short_cases(base, n), large_cases(large, n)
+    short, big = short_cases(base, n, on_gpus), large_cases(large, n)
     strong, weak = long_cases(base, n)
     return [*short[:4], *strong[:2], *big[:2], *short[4:7], *strong[2:], *big[2:5], *short[7:],
             *weak, *big[5:], *fewer_gpus(base, n)]
@@ -139,7 +142,7 @@ def main():
     with Part("layouts", __doc__) as part:
         models = FULL if part.options.size == "full" else SMALL
         lines = list(part.done)
-        for each in all_cases(models, part.options.ranks):
+        for each in all_cases(models, part.options.ranks, part.options.device == "cuda"):
             line = part.train(each)
             if line and "first_loss" in line:
                 lines.append(line)

@@ -71,7 +71,9 @@ absl::StatusOr<bool> PeerWindow::ShareCounters() {
     name = absl::StrCat("/evenkeel-", getpid(), "-", count++);
     (void)shm_unlink(name.c_str());  // of an earlier process with this number
     file = shm_open(name.c_str(), O_CREAT | O_EXCL | O_RDWR, 0600);
-    if (file >= 0 && ftruncate(file, static_cast<off_t>(bytes)) != 0) {  // filled with zeros
+    // Filled with zeros, and there: a file that was only made longer ends the process where it is
+    // written to and the file system is full.
+    if (file >= 0 && posix_fallocate(file, 0, static_cast<off_t>(bytes)) != 0) {
       (void)close(file);
       file = -1;
     }
