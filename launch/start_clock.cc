@@ -1,22 +1,13 @@
 #include "launch/start_clock.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_format.h"
 
 namespace evenkeel {
 
 void StartClock::Lap(const std::string& what) {
   const Clock::time_point now = Clock::now();
-  const double seconds = std::chrono::duration<double>(now - lap_).count();
+  laps_.emplace_back(what, std::chrono::duration<double>(now - lap_).count());
   lap_ = now;
-  const auto known =
-      std::find_if(laps_.begin(), laps_.end(), [&](const auto& lap) { return lap.first == what; });
-  if (known != laps_.end()) {
-    known->second += seconds;
-  } else {
-    laps_.emplace_back(what, seconds);
-  }
 }
 
 std::string StartClock::Text() const {

@@ -10,8 +10,7 @@ namespace evenkeel {
 
 class StartClock {
  public:
-  // What has been done since construction, or the lap before, was `what`. A name that comes again
-  // adds up.
+  // What has been done since construction, or the lap before, was `what`.
   void Lap(const std::string& what);
 
   // "8.3 s: MPI 0.4, GPU 2.1, weights 5.8"; what took less than 50 ms is left out.
@@ -21,7 +20,7 @@ class StartClock {
   using Clock = std::chrono::steady_clock;
 
   Clock::time_point lap_ = Clock::now();
-  std::vector<std::pair<std::string, double>> laps_;  // seconds, in the order of their first time
+  std::vector<std::pair<std::string, double>> laps_;  // seconds, in their order
 };
 
 }  // namespace evenkeel
