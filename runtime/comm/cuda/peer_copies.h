@@ -1,6 +1,7 @@
 // Gathers and scatters of rows among the ranks of one host by the GPUs' copy engines: no kernel
-// moves the data, so that it travels beside matrix products that take every multiprocessor, where
-// NCCL's kernels would have to wait for some. Internal to runtime/comm.
+// moves the data (one adds up what was scattered), so that it travels beside matrix products that
+// take every multiprocessor, where NCCL's kernels would have to wait for some. Internal to
+// runtime/comm.
 //
 // A call is cut into pieces that fit a slot of the window. Of each, a rank copies every peer's part
 // into that peer's slot, tells it, waits for the parts from all, and takes them out of its own
