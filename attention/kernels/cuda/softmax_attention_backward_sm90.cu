@@ -19,6 +19,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
 #include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
+#include "attention/kernels/cuda/softmax_backward_products_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_workspace.h"
 #include "attention/kernels/cuda/tensor_map.h"
 
@@ -29,90 +30,10 @@ namespace {
 
 constexpr int kConsumersBarrier = 1;
 
-// acc [64 keys, kQueries] = rows [64, D] of the key tile times the query tile, transposed.
-template <typename Shape>
-__device__ __forceinline__ void StartScores(float (&acc)[Shape::kQueries / 2], uint32_t key_rows,
-                                            uint32_t query_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int d = 0; d < Shape::kHeadDim; d += 16) {
-    const uint32_t within = (d % 64) * 2;
-    Wgmma(acc, OperandDescriptor(key_rows + d / 64 * (Shape::kKeys * 128) + within, 16),
-          OperandDescriptor(query_tile + d / 64 * (Shape::kQueries * 128) + within, 16), d > 0);
-  }
-  WgmmaCommit();
-}
-
-// acc [64 keys, D] += left [64 keys, kQueries] (query tile [kQueries, D]).
-template <typename Shape>
-__device__ __forceinline__ void StartKeyGradient(float (&acc)[Shape::kHeadDim / 2],
-                                                 const uint32_t (&left)[Shape::kQueries / 16][4],
-                                                 uint32_t query_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int i = 0; i < Shape::kQueries / 16; ++i) {
-    WgmmaRowMajorB(acc, left[i],
-                   OperandDescriptor(query_tile + i * 16 * 128, Shape::kQueries * 128));
-  }
-  WgmmaCommit();
-}
-
-__device__ __forceinline__ float2 LoadShared8(uint32_t address) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void StoreShared16(uint32_t address, float a, float b, float c,
-                                              float d) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
-               "f"(d)
-               : "memory");
-}
-
-// The warpgroup's 64 keys of dK or dV. Nobody else adds to them, so additions in memory that nobody
-// waits for have one order only. Two lanes exchange halves first, so that each writes four columns.
-template <int kDim>
-__device__ __forceinline__ void StoreGradient(const float (&acc)[kDim / 2], void* target,
-                                              int64_t stride, int64_t row, int head_col, int dim,
-                                              float scale, KeyGradientMode mode, uint32_t covered,
-                                              int lane) {
-  const bool odd = lane % 2 != 0;
-  const int lane_column = odd ? 8 + (lane % 4 - 1) * 2 : lane % 4 * 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = (row + half * 8) * stride + head_col;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; n += 2) {
-      const float left[2] = {acc[n * 4 + half * 2] * scale, acc[n * 4 + half * 2 + 1] * scale};
-      const float right[2] = {acc[n * 4 + 4 + half * 2] * scale,
-                              acc[n * 4 + 4 + half * 2 + 1] * scale};
-      const float x = __shfl_xor_sync(0xffffffffu, odd ? left[0] : right[0], 1);
-      const float y = __shfl_xor_sync(0xffffffffu, odd ? left[1] : right[1], 1);
-      const int column = n * 8 + lane_column;
-      if ((covered >> half & 1) == 0 || column >= dim) continue;
-      const float a = odd ? x : left[0], b = odd ? y : left[1];
-      const float c = odd ? right[0] : x, d = odd ? right[1] : y;
-      if (mode == KeyGradientMode::kWriteBf16) {
-        __stcs(reinterpret_cast<uint2*>(static_cast<Bf16*>(target) + at + column),
-               make_uint2(PackBf16(a, b), PackBf16(c, d)));
-      } else if (mode == KeyGradientMode::kWriteFloat32) {
-        __stcs(reinterpret_cast<float4*>(static_cast<float*>(target) + at + column),
-               make_float4(a, b, c, d));
-      } else {
-        asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
-                         static_cast<float*>(target) + at + column),
-                     "f"(a), "f"(b), "f"(c), "f"(d)
-                     : "memory");
-      }
-    }
-  }
-}
-
 template <typename Shape>
 __device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, BackwardBarriers& b,
                                         const BackwardTiles& tiles, const BackwardStep* steps,
-                                        const BackwardKeys* notes, Contribution* contributions,
+                                        const BackwardKeys* notes, Contribution (*contributions)[2],
                                         int consumer) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const SoftmaxForwardParams& p = params.forward;
@@ -167,39 +88,11 @@ __device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, Bac
       WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
       StartScores<Shape>(dp, v_rows, do_tile);
 
-      const bool whole =
-          step.begin <= consumer * 64 && min(step.end, step.limit) >= consumer * 64 + 64;
-      // The first query that sees the thread's keys; none does if they are not the task's.
-      int first_query[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int key = first_key + half * 8;
-        const bool of_task = key >= step.begin && key < step.limit;
-        first_query[half] = of_task ? key - step.end + 1 : kQueries;
-        if (of_task) covered |= 1u << half;
-      }
-
+      const SeenKeys seen = FindSeenKeys<Shape>(step, consumer * 64, first_key);
+      covered |= seen.of_task;
       WgmmaWait<1>();
-#pragma unroll
-      for (int n = 0; n < kQueries / 8; ++n) {
-        const float2 row_lse = LoadShared8(lse + n * 32);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float x = Exp2(s[n * 4 + e] * scale - (e % 2 == 0 ? row_lse.x : row_lse.y));
-          if (!whole) {
-            if (n * 8 + (lane % 4) * 2 + (e & 1) < first_query[e >> 1]) x = 0.0f;
-          }
-          s[n * 4 + e] = x;
-        }
-      }
       uint32_t probabilities[kQueries / 16][4];
-#pragma unroll
-      for (int i = 0; i < kQueries / 16; ++i) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          probabilities[i][e] = PackBf16(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
-        }
-      }
+      TakeProbabilities<Shape>(s, probabilities, lse, scale, seen, lane);
       WgmmaWait<0>();
       if (last) release(b.v_empty);
       uint32_t ds[kQueries / 16][4];
@@ -224,27 +117,16 @@ __device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, Bac
       float dq[32];
       const uint32_t k_columns = k_tile + (kDim == 128 ? consumer * kKeys * 128 : 0);
       const uint32_t ds_columns = ds_tile + (kDim == 128 ? 0 : consumer * kKeys * 128);
-      WgmmaFence();
-#pragma unroll
-      for (int i = 0; i < kKeys / 16; ++i) {
-        WgmmaTransposed(dq, OperandDescriptor(k_columns + i * 16 * 128, 16),
-                        OperandDescriptor(ds_columns + i * 16 * 128, 16), i > 0);
-      }
-      WgmmaCommit();
+      StartQueryGradient<Shape>(dq, k_columns, ds_columns);
       StartKeyGradient<Shape>(dk, ds, q_tile);
       WgmmaWait<1>();
       release(b.do_empty[place.stage]);
       if (last) release(b.k_empty[round % 2]);
 
-      WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
-      const uint32_t dq_place = tiles.dq + consumer * Shape::kHalfFloats * 4 + thread * 16;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        StoreShared16(dq_place + n * 2048, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
+      if (thread == 0) {
+        NameContribution(b, contributions, consumer, place.stage, {step.tile, step.turn});
       }
-      if (thread == 0) contributions[consumer] = {step.tile, step.turn};
-      FenceSharedForAsync();
-      release(b.dq_full[consumer]);
+      LeaveQueryGradient<Shape>(dq, b, tiles, consumer, dq_parity, thread);
       dq_parity ^= 1;
       WgmmaWait<0>();
       release(b.q_empty[place.stage]);
@@ -258,9 +140,7 @@ __device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, Bac
     StoreGradient<kDim>(dv, params.dv, params.dv_stride, row, keys.kv_head * p.value_dim,
                         p.value_dim, 1.0f, params.mode, covered, lane);
   }
-  WaitBarrier(SharedAddress(&b.dq_empty[consumer]), dq_parity ^ 1);
-  if (thread == 0) contributions[consumer].tile = -1;
-  release(b.dq_full[consumer]);
+  if (thread == 0) NameContribution(b, contributions, consumer, place.stage, {-1, 0});
 }
 
 #endif  // EK_HAS_SM90A
@@ -275,7 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __shared__ BackwardBarriers b;
   __shared__ BackwardStep steps[2];
   __shared__ BackwardKeys notes[kKeyNotes];
-  __shared__ Contribution contributions[2];
+  __shared__ Contribution contributions[2][2];  // by warpgroup and stage
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
   tiles.v = tiles.k + 2 * Shape::kKeyBytes;
@@ -295,6 +175,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       InitBarrier(SharedAddress(&b.k_empty[i]), 256);
       InitBarrier(SharedAddress(&b.q_empty[i]), 256);
       InitBarrier(SharedAddress(&b.do_empty[i]), 256);
+      for (int stage = 0; stage < 2; ++stage) InitBarrier(SharedAddress(&b.dq_named[i][stage]), 1);
       InitBarrier(SharedAddress(&b.dq_full[i]), 128);  // a warpgroup's threads
       InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
     }
@@ -334,7 +215,7 @@ __global__ void __launch_bounds__(256)
   for (int n = 0; n < 8; ++n) {
     float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (!empty) {
-      x = *reinterpret_cast<const float4*>(source + consumer * Shape::kHalfFloats + n * 512 +
+      x = *reinterpret_cast<const float4*>(source + consumer * Shape::kPieceFloats + n * 512 +
                                            thread * 4);
     }
     const int d = (Shape::kHeadDim == 128 ? consumer * 64 : 0) + warp * 16 + lane / 4;

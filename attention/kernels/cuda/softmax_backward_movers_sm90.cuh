@@ -24,9 +24,9 @@ struct Sm90BackwardShape {
   static constexpr int kKeyBytes = kKeys * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kScoreBytes = kKeys * kQueries * 2;
-  static constexpr int kRowBytes = kQueries * 4;       // of lse, and of delta
-  static constexpr int kTileFloats = kQueries * kDim;  // of dQ
-  static constexpr int kHalfFloats = kTileFloats / 2;  // a warpgroup's
+  static constexpr int kRowBytes = kQueries * 4;        // of lse, and of delta
+  static constexpr int kTileFloats = kQueries * kDim;   // of dQ
+  static constexpr int kPieceFloats = kTileFloats / 2;  // a warpgroup's
   static constexpr int kSharedBytes =
       1024 + 3 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
 };
@@ -38,6 +38,7 @@ struct BackwardTensorMaps {
 struct BackwardBarriers {
   uint64_t k_full[2], k_empty[2], v_full, v_empty;
   uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
+  uint64_t dq_named[2][2];           // by warpgroup and stage: which tile of dQ is next
   uint64_t dq_full[2], dq_empty[2];  // of the halves of dQ
 };
 
@@ -65,7 +66,7 @@ struct BackwardKeys {
 // of one.
 constexpr int kKeyNotes = 4;
 
-// What the consumers say of a half of dQ in shared memory.
+// What a warpgroup says of its half of dQ of a step, before the half is in shared memory.
 struct Contribution {
   int tile;  // -1 after the last
   int turn;
@@ -165,18 +166,22 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
 template <typename Shape>
 __device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace& w,
                                                   BackwardBarriers& b, const BackwardTiles& tiles,
-                                                  const Contribution* contributions, int half) {
-  constexpr int kBytes = Shape::kHalfFloats * 4;
+                                                  const Contribution (*contributions)[2],
+                                                  int half) {
+  constexpr int kBytes = Shape::kPieceFloats * 4;
   const uint32_t source = tiles.dq + half * kBytes;
-  for (uint32_t parity = 0;; parity ^= 1) {
-    WaitBarrier(SharedAddress(&b.dq_full[half]), parity);
-    const Contribution now = contributions[half];
+  uint32_t parity = 0;  // of the half's place
+  for (RingPlace place;; place.Advance()) {
+    WaitBarrier(SharedAddress(&b.dq_named[half][place.stage]), place.parity);
+    const Contribution now = contributions[half][place.stage];
     if (now.tile < 0) return;
     uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + half;
-    float* const target = w.dq + int64_t{now.tile} * Shape::kTileFloats + half * Shape::kHalfFloats;
+    float* const target =
+        w.dq + int64_t{now.tile} * Shape::kTileFloats + half * Shape::kPieceFloats;
     while (ReadCounter(counter) != static_cast<uint32_t>(now.turn)) {
     }
     __threadfence();
+    WaitBarrier(SharedAddress(&b.dq_full[half]), parity);
     if (now.turn == 0) {
       StoreBytes(target, source, kBytes);
     } else {
@@ -185,6 +190,7 @@ __device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace
     CommitTransfers();
     WaitTransfersRead();
     Arrive(SharedAddress(&b.dq_empty[half]));
+    parity ^= 1;
     WaitTransfersDone();
     CountContribution(counter);
   }
