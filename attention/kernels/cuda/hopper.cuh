@@ -370,15 +370,28 @@ __device__ __forceinline__ void WgmmaTransposed(float (&d)[32], uint64_t a, uint
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
-// Place in a ring of two stages, and the parity of its current phase.
+// Place in a ring of one or two stages, and the parity of its current phase.
+template <int kStages = 2>
 struct RingPlace {
+  static_assert(kStages == 1 || kStages == 2);
   int stage = 0;
   uint32_t parity = 0;
   __device__ __forceinline__ void Advance() {
-    stage ^= 1;
+    if constexpr (kStages == 2) stage ^= 1;
     parity ^= stage == 0;
   }
 };
+
+// The place in a ring of kStages that is advanced together with one of two, without registers of
+// its own: a single stage changes its phase where the ring of two changes its stage.
+template <int kStages>
+__device__ __forceinline__ RingPlace<kStages> InStepWith(const RingPlace<2>& place) {
+  if constexpr (kStages == 2) {
+    return place;
+  } else {
+    return {0, static_cast<uint32_t>(place.stage)};
+  }
+}
 
 // Stores four 8 x 8 matrices as they lie in accumulators, rounded; lane l gives the address of row
 // l % 8 of matrix l / 8.

@@ -33,6 +33,10 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+__device__ __forceinline__ float2 UnpackBf16(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
 // c [16, 8] += a [16, 16] b [16, 8]. Lane l holds c at rows l / 4 (c[0], c[1]) and l / 4 + 8 (c[2],
 // c[3]), columns 2 (l % 4) and the next.
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,

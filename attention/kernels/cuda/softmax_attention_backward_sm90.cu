@@ -5,6 +5,7 @@
 //   S^T = K Q^T, dP^T = V dO^T;  P^T and dS^T stay in registers as left operands of
 //   dV += P^T dO, dK += dS^T Q;  dS^T goes to shared memory once, for dQ^T = K^T dS^T, of which
 //   each warpgroup computes one half and leaves it in shared memory.
+// (At head size 256 they share the work out otherwise: softmax_backward_by_gradient_sm90.cuh.)
 // The warps of a third warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
 // two stages ahead, and the next tile's keys while the last queries of this one are worked on; the
 // next two add a half of dQ each to memory, by bulk reductions, in turn. (Additions by the threads
@@ -18,6 +19,7 @@
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
+#include "attention/kernels/cuda/softmax_backward_by_gradient_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_products_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_workspace.h"
@@ -44,7 +46,7 @@ __device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, Bac
   const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
   uint32_t dq_parity = 0;
-  RingPlace place;
+  RingPlace<2> place;
   for (uint32_t round = 0;; ++round) {  // over key tiles
     WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
     if (steps[place.stage].tile < 0) break;
@@ -158,16 +160,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __shared__ Contribution contributions[2][2];  // by warpgroup and stage
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
-  tiles.v = tiles.k + 2 * Shape::kKeyBytes;
+  tiles.v = tiles.k + Shape::kKeyStages * Shape::kKeyBytes;
   tiles.q = tiles.v + Shape::kKeyBytes;
   tiles.dout = tiles.q + 2 * Shape::kQueryBytes;
-  tiles.ds = tiles.dout + 2 * Shape::kQueryBytes;
-  tiles.lse = tiles.ds + 2 * Shape::kScoreBytes;
+  tiles.ds = tiles.dout + Shape::kDoutStages * Shape::kQueryBytes;
+  tiles.exchange = tiles.ds + Shape::kScoreStages * Shape::kScoreBytes;
+  tiles.lse = tiles.exchange + Shape::kExchangeBytes;
   tiles.delta = tiles.lse + 2 * Shape::kRowBytes;
-  tiles.dq = tiles.delta + 2 * Shape::kRowBytes;
+  tiles.dq = tiles.delta + Shape::kDoutStages * Shape::kRowBytes;
   if (threadIdx.x == 0) {
     InitBarrier(SharedAddress(&b.v_full), 1);
-    InitBarrier(SharedAddress(&b.v_empty), 256);  // consumer threads
+    // Threads that read it: of both warpgroups, all else too, or of the one that makes dP.
+    InitBarrier(SharedAddress(&b.v_empty), Shape::kByGradient ? 128 : 256);
     for (int i = 0; i < 2; ++i) {
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
       InitBarrier(SharedAddress(&b.q_full[i]), 1);
@@ -176,6 +180,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       InitBarrier(SharedAddress(&b.q_empty[i]), 256);
       InitBarrier(SharedAddress(&b.do_empty[i]), 256);
       for (int stage = 0; stage < 2; ++stage) InitBarrier(SharedAddress(&b.dq_named[i][stage]), 1);
+    }
+    for (int i = 0; i < Shape::kPlaces; ++i) {
       InitBarrier(SharedAddress(&b.dq_full[i]), 128);  // a warpgroup's threads
       InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
     }
@@ -187,12 +193,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp == 0) {
       ProduceBackward<Shape>(params, w, maps, b, tiles, steps, notes, lane);
-    } else if (warp < 3 && lane == 0) {
-      AddQueryGradients<Shape>(w, b, tiles, contributions, warp - 1);
+    } else if (warp == 1 && lane == 0) {
+      AddQueryGradients<Shape, 0>(w, b, tiles, contributions);
+    } else if (warp == 2 && lane == 0) {
+      AddQueryGradients<Shape, 1>(w, b, tiles, contributions);
     }
   } else {
     RaiseRegisters<240>();  // what the other warps gave back: 384 threads begin with 168
-    Consume<Shape>(params, b, tiles, steps, notes, contributions, threadIdx.x / 128 - 1);
+    if constexpr (!Shape::kByGradient) {
+      Consume<Shape>(params, b, tiles, steps, notes, contributions, threadIdx.x / 128 - 1);
+    } else if (threadIdx.x < 256) {
+      ConsumeForValues<Shape>(params, b, tiles, steps, notes, contributions);
+    } else {
+      ConsumeForKeys<Shape>(params, b, tiles, steps, notes, contributions);
+    }
   }
 #endif
 }
@@ -212,18 +226,22 @@ __global__ void __launch_bounds__(256)
   const int consumer = threadIdx.x / 128, thread = threadIdx.x % 128;
   const int warp = thread / 32, lane = thread % 32;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (!empty) {
-      x = *reinterpret_cast<const float4*>(source + consumer * Shape::kPieceFloats + n * 512 +
-                                           thread * 4);
+  for (int i = 0; i < Shape::kPieces; ++i) {
+    const int piece = consumer * Shape::kPieces + i;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (!empty) {
+        x = *reinterpret_cast<const float4*>(source + piece * Shape::kPieceFloats + n * 512 +
+                                             thread * 4);
+      }
+      const int d = (Shape::kHeadDim == 64 ? 0 : piece * 64) + warp * 16 + lane / 4;
+      const int query = (Shape::kHeadDim == 64 ? piece * 64 : 0) + n * 8 + (lane % 4) * 2;
+      rows[query * kPitch + d] = __float2bfloat16(x.x * p.scale);
+      rows[(query + 1) * kPitch + d] = __float2bfloat16(x.y * p.scale);
+      rows[query * kPitch + d + 8] = __float2bfloat16(x.z * p.scale);
+      rows[(query + 1) * kPitch + d + 8] = __float2bfloat16(x.w * p.scale);
     }
-    const int d = (Shape::kHeadDim == 128 ? consumer * 64 : 0) + warp * 16 + lane / 4;
-    const int query = (Shape::kHeadDim == 128 ? 0 : consumer * 64) + n * 8 + (lane % 4) * 2;
-    rows[query * kPitch + d] = __float2bfloat16(x.x * p.scale);
-    rows[(query + 1) * kPitch + d] = __float2bfloat16(x.y * p.scale);
-    rows[query * kPitch + d + 8] = __float2bfloat16(x.z * p.scale);
-    rows[(query + 1) * kPitch + d + 8] = __float2bfloat16(x.w * p.scale);
   }
   __syncthreads();
   constexpr int kChunks = Shape::kHeadDim / 8;
@@ -292,7 +310,9 @@ cudaError_t Launch(const SoftmaxBackwardParams& params, cudaStream_t stream) {
 
 cudaError_t LaunchSoftmaxBackwardSm90(const SoftmaxBackwardParams& params, cudaStream_t stream) {
   const int dim = std::max(params.forward.head_dim, params.forward.value_dim);
-  return dim <= 64 ? Launch<64>(params, stream) : Launch<128>(params, stream);
+  if (dim <= 64) return Launch<64>(params, stream);
+  if (dim <= 128) return Launch<128>(params, stream);
+  return Launch<256>(params, stream);
 }
 
 }  // namespace evenkeel

@@ -9,7 +9,7 @@ namespace evenkeel {
 // Expects parameters that LaunchSoftmaxForward has checked.
 cudaError_t LaunchSoftmaxForwardSm90(const SoftmaxForwardParams& params, cudaStream_t stream);
 
-// Expects parameters that LaunchSoftmaxBackward has checked, head sizes up to 128.
+// Expects parameters that LaunchSoftmaxBackward has checked.
 cudaError_t LaunchSoftmaxBackwardSm90(const SoftmaxBackwardParams& params, cudaStream_t stream);
 
 }  // namespace evenkeel

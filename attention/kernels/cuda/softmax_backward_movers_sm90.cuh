@@ -15,20 +15,35 @@
 
 namespace evenkeel {
 
+// Up to a head size of 128 the two warpgroups that multiply own 64 keys each of a tile of 128, and
+// all of dK and dV at these. At 256 they own dV and dK at the same 64 keys (kByGradient).
 template <int kDim>
 struct Sm90BackwardShape {
+  static constexpr bool kByGradient = kDim == 256;
   static constexpr int kHeadDim = kDim;
   static constexpr int kThreads = 384;
-  static constexpr int kKeys = 128;
+  static constexpr int kKeys = kByGradient ? 64 : 128;
   static constexpr int kQueries = kDim == 64 ? 128 : 64;
   static constexpr int kKeyBytes = kKeys * kDim * 2;
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kScoreBytes = kKeys * kQueries * 2;
-  static constexpr int kRowBytes = kQueries * 4;        // of lse, and of delta
-  static constexpr int kTileFloats = kQueries * kDim;   // of dQ
-  static constexpr int kPieceFloats = kTileFloats / 2;  // a warpgroup's
-  static constexpr int kSharedBytes =
-      1024 + 3 * kKeyBytes + 2 * (2 * kQueryBytes + kScoreBytes + 2 * kRowBytes) + kTileFloats * 4;
+  static constexpr int kRowBytes = kQueries * 4;       // of lse, and of delta
+  static constexpr int kTileFloats = kQueries * kDim;  // of dQ
+  // dQ goes to memory in pieces of 64 x 64, of which each warpgroup computes as many.
+  static constexpr int kPieceFloats = 64 * 64;
+  static constexpr int kPieces = kTileFloats / kPieceFloats / 2;
+  // Stages of shared memory: of Q, lse and the notes of a step always two.
+  static constexpr int kKeyStages = kByGradient ? 1 : 2;
+  static constexpr int kDoutStages = kByGradient ? 1 : 2;  // and of delta
+  static constexpr int kScoreStages = kByGradient ? 1 : 2;
+  static constexpr int kExchangeBytes = kByGradient ? kScoreBytes : 0;  // P, to the other warpgroup
+  // Places for pieces of dQ: of the first warpgroup, and of both.
+  static constexpr int kFirstPlaces = kByGradient ? 2 : 1;
+  static constexpr int kPlaces = kFirstPlaces + 1;
+  static constexpr int kSharedBytes = 1024 + (kKeyStages + 1) * kKeyBytes + 2 * kQueryBytes +
+                                      kDoutStages * kQueryBytes + kScoreStages * kScoreBytes +
+                                      kExchangeBytes + (2 + kDoutStages) * kRowBytes +
+                                      kPlaces * kPieceFloats * 4;
 };
 
 struct BackwardTensorMaps {
@@ -39,7 +54,7 @@ struct BackwardBarriers {
   uint64_t k_full[2], k_empty[2], v_full, v_empty;
   uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
   uint64_t dq_named[2][2];           // by warpgroup and stage: which tile of dQ is next
-  uint64_t dq_full[2], dq_empty[2];  // of the halves of dQ
+  uint64_t dq_full[3], dq_empty[3];  // of the places for pieces of dQ
 };
 
 // One step of the consumers, told by the producer beside the query tile: they have no registers to
@@ -66,16 +81,16 @@ struct BackwardKeys {
 // of one.
 constexpr int kKeyNotes = 4;
 
-// What a warpgroup says of its half of dQ of a step, before the half is in shared memory.
+// What a warpgroup says of its half of dQ of a step, before the pieces are in shared memory.
 struct Contribution {
   int tile;  // -1 after the last
   int turn;
 };
 
-// Shared memory of a block. The two stages of a piece (all but v), and the two halves of dq, follow
-// one another.
+// Shared memory of a block. The stages of each, and the places for pieces of dQ, follow one
+// another.
 struct BackwardTiles {
-  uint32_t k, v, q, dout, ds, lse, delta, dq;
+  uint32_t k, v, q, dout, ds, exchange, lse, delta, dq;
 };
 
 #if defined(EK_HAS_SM90A)
@@ -90,7 +105,8 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
                                                 BackwardKeys* notes, int lane) {
   const SoftmaxForwardParams& p = params.forward;
   const int group = p.num_heads / p.num_kv_heads;
-  RingPlace place, key_place;
+  RingPlace<2> place;
+  RingPlace<Shape::kKeyStages> key_place;
   for (uint32_t round = 0;; ++round) {
     // Tickets, not block indices: a block may wait only for what running blocks hold, each of which
     // works in the order in which it takes them. As late as possible: who holds one keeps the key
@@ -124,7 +140,8 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
         const int tile = (task.first_tile + query_tile) * p.num_heads + head;
         const int64_t statistics = int64_t{tile} * Shape::kQueries;
         const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
-        const uint32_t do_full = SharedAddress(&b.do_full[place.stage]);
+        const auto do_place = InStepWith<Shape::kDoutStages>(place);
+        const uint32_t do_full = SharedAddress(&b.do_full[do_place.stage]);
         const int begin = task.kv_begin - keys.kv_begin;
         WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
         steps[place.stage] = {tile,
@@ -143,11 +160,11 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
           CopyTile<Shape::kKeys, Shape::kHeadDim, true>(tiles.v, &maps.v, SharedAddress(&b.v_full),
                                                         kv_head, keys.kv_begin);
         }
-        WaitBarrier(SharedAddress(&b.do_empty[place.stage]), place.parity ^ 1);
-        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.dout + place.stage * Shape::kQueryBytes,
+        WaitBarrier(SharedAddress(&b.do_empty[do_place.stage]), do_place.parity ^ 1);
+        CopyTile<Shape::kQueries, Shape::kHeadDim>(tiles.dout + do_place.stage * Shape::kQueryBytes,
                                                    &maps.dout, do_full, head, row,
                                                    Shape::kRowBytes);
-        CopyBytes(tiles.delta + place.stage * Shape::kRowBytes, w.delta + statistics,
+        CopyBytes(tiles.delta + do_place.stage * Shape::kRowBytes, w.delta + statistics,
                   Shape::kRowBytes, do_full);
       }
       __syncwarp();
@@ -163,34 +180,38 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
 }
 
 // A thread that adds one half of every dQ tile to memory, each when its turn has come.
-template <typename Shape>
+template <typename Shape, int kHalf>
 __device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace& w,
                                                   BackwardBarriers& b, const BackwardTiles& tiles,
-                                                  const Contribution (*contributions)[2],
-                                                  int half) {
+                                                  const Contribution (*contributions)[2]) {
   constexpr int kBytes = Shape::kPieceFloats * 4;
-  const uint32_t source = tiles.dq + half * kBytes;
-  uint32_t parity = 0;  // of the half's place
-  for (RingPlace place;; place.Advance()) {
-    WaitBarrier(SharedAddress(&b.dq_named[half][place.stage]), place.parity);
-    const Contribution now = contributions[half][place.stage];
+  constexpr int kFirst = kHalf == 0 ? 0 : Shape::kFirstPlaces;
+  RingPlace<kHalf == 0 ? Shape::kFirstPlaces : Shape::kPlaces - Shape::kFirstPlaces> piece_place;
+  for (RingPlace<2> place;; place.Advance()) {
+    WaitBarrier(SharedAddress(&b.dq_named[kHalf][place.stage]), place.parity);
+    const Contribution now = contributions[kHalf][place.stage];
     if (now.tile < 0) return;
-    uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + half;
-    float* const target =
-        w.dq + int64_t{now.tile} * Shape::kTileFloats + half * Shape::kPieceFloats;
+    uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + kHalf;
+    float* target = w.dq + int64_t{now.tile} * Shape::kTileFloats +
+                    kHalf * Shape::kPieces * Shape::kPieceFloats;
     while (ReadCounter(counter) != static_cast<uint32_t>(now.turn)) {
     }
     __threadfence();
-    WaitBarrier(SharedAddress(&b.dq_full[half]), parity);
-    if (now.turn == 0) {
-      StoreBytes(target, source, kBytes);
-    } else {
-      AddFloats(target, source, kBytes);
+#pragma unroll
+    for (int piece = 0; piece < Shape::kPieces; ++piece) {
+      const int at = kFirst + piece_place.stage;
+      WaitBarrier(SharedAddress(&b.dq_full[at]), piece_place.parity);
+      if (now.turn == 0) {
+        StoreBytes(target, tiles.dq + at * kBytes, kBytes);
+      } else {
+        AddFloats(target, tiles.dq + at * kBytes, kBytes);
+      }
+      CommitTransfers();
+      WaitTransfersRead();
+      Arrive(SharedAddress(&b.dq_empty[at]));
+      piece_place.Advance();
+      target += Shape::kPieceFloats;
     }
-    CommitTransfers();
-    WaitTransfersRead();
-    Arrive(SharedAddress(&b.dq_empty[half]));
-    parity ^= 1;
     WaitTransfersDone();
     CountContribution(counter);
   }

@@ -69,6 +69,11 @@ __device__ __forceinline__ void StoreShared16(uint32_t address, float a, float b
                "f"(d)
                : "memory");
 }
+__device__ __forceinline__ void StoreShared16(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
 
 // Which queries of a tile see a warpgroup's 64 keys, of which a thread has two, 8 apart.
 struct SeenKeys {
