@@ -116,7 +116,8 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
                   NumKeysSeen(task, i));
       }
     }
-    const SoftmaxAttentionTiling tiling = TilingOf(round % 2 == 0 ? 128 : 64);
+    constexpr int kDims[] = {128, 64, 256};
+    const SoftmaxAttentionTiling tiling = TilingOf(kDims[round % 3]);
     const SoftmaxAttentionPlan plan =
         PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, 1 + round % 5, true);
     const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
