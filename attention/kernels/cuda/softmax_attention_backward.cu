@@ -449,7 +449,7 @@ cudaError_t LaunchSoftmaxBackward(const SoftmaxBackwardParams& params, cudaStrea
     return cudaErrorInvalidValue;
   }
   if (p.plan.num_query_tiles == 0) return cudaSuccess;
-  if (!p.portable && dim <= 128) {
+  if (!p.portable) {
     int device = 0, major = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) {
