@@ -5,8 +5,8 @@
 namespace evenkeel {
 
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   const TaskHeads& heads, bool backward) {
-  EK_PASS_ON_TO_CUDA(context, PlanTasks(context, tasks, heads, backward))
+                   const TaskHeads& heads, bool backward, bool relu) {
+  EK_PASS_ON_TO_CUDA(context, PlanTasks(context, tasks, heads, backward, relu))
   return tasks;
 }
 

@@ -47,8 +47,9 @@ struct TaskHeads {
 };
 
 // What is on the device lives in the context's arena. `backward`: the backward pass is wanted too.
+// `relu`: so is ReLU attention (block_attention.h), which reads a plan of its own.
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   const TaskHeads& heads, bool backward);
+                   const TaskHeads& heads, bool backward, bool relu = false);
 SequencePlan PlanSequences(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
                            int64_t num_heads, int64_t value_size);
 

@@ -203,22 +203,22 @@ std::unique_ptr<ContextPlan> MakeContextPlan(const OpContext& context, AxisComm&
     plan->to_ranks = Mirror(context, RowRanges(plan->to_ranks_list));
     AddGatheredTasks(*plan, options.block_size);
   }
-  const auto plan_tasks = [&](const std::vector<AttentionTask>& list) {
-    return PlanTasks(context, list, {options.head_size, options.group}, options.backward);
+  const auto plan_tasks = [&](const std::vector<AttentionTask>& list, bool relu) {
+    return PlanTasks(context, list, {options.head_size, options.group}, options.backward, relu);
   };
-  if (options.block_size > 0) plan->block_tasks = plan_tasks(plan->block_list);
+  if (options.block_size > 0) plan->block_tasks = plan_tasks(plan->block_list, /*relu=*/true);
   if (options.has_softmax) {
     switch (strategy.softmax) {
       case SoftmaxExchange::kGather:
       case SoftmaxExchange::kDisaggregated:
-        plan->tasks = plan_tasks(plan->task_list);
+        plan->tasks = plan_tasks(plan->task_list, /*relu=*/false);
         break;
       case SoftmaxExchange::kRing:
         PlanRing(context, options, *plan);
         break;
       case SoftmaxExchange::kUlysses:
         plan->document_list = TasksOfDocuments(cu_seqlens);
-        plan->documents = plan_tasks(plan->document_list);
+        plan->documents = plan_tasks(plan->document_list, /*relu=*/false);
         break;
     }
   }

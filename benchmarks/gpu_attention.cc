@@ -50,7 +50,7 @@ struct SoftmaxRun {
   explicit SoftmaxRun(const SoftmaxCase& c)
       : plan(PlanSoftmaxAttention(c.tasks.data(), static_cast<int64_t>(c.tasks.size()),
                                   TilingOf(c.dim), c.heads / c.kv_heads, true)),
-        plan_bytes(plan.bytes.size()),
+        plan_memory(PlanMemoryBytes(plan)),
         q(c.q_rows * c.heads * c.dim * 2),
         k(c.kv_rows * c.kv_heads * c.dim * 2),
         v(k.size()),
@@ -61,11 +61,14 @@ struct SoftmaxRun {
         dk(k.size() * (c.mode == KeyGradientMode::kWriteBf16 ? 1 : 2)),
         dv(dk.size()),
         workspace(SoftmaxBackwardWorkspaceBytes(plan, c.heads, c.dim, c.dim)) {
-    plan_bytes.Upload(plan.bytes.data());
+    Check(cudaMemcpy(plan_memory.data(), plan.bytes.data(), plan.bytes.size(),
+                     cudaMemcpyHostToDevice),
+          "upload");
+    Check(LaunchPlanTiles(plan, plan_memory.data(), nullptr), "tiles");
     for (DeviceBytes* x : {&q, &k, &v, &dout}) FillRandom(*x, 1.0f);
     for (DeviceBytes* x : {&dk, &dv}) Check(cudaMemset(x->data(), 0, x->size()), "clear");
     SoftmaxForwardParams& f = params.forward;
-    f.plan = ViewOf(plan, plan_bytes.data());
+    f.plan = ViewOf(plan, plan_memory.data());
     f.num_heads = c.heads;
     f.num_kv_heads = c.kv_heads;
     f.head_dim = f.value_dim = c.dim;
@@ -88,7 +91,7 @@ struct SoftmaxRun {
   }
 
   SoftmaxAttentionPlan plan;
-  DeviceBytes plan_bytes, q, k, v, dout, out, lse, dq, dk, dv, workspace;
+  DeviceBytes plan_memory, q, k, v, dout, out, lse, dq, dk, dv, workspace;
   SoftmaxBackwardParams params;
 };
 

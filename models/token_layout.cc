@@ -44,7 +44,7 @@ void PlanDocuments(const OpContext& context, const ModelConfig& config,
   const TaskHeads heads = {config.head_size(), config.num_heads / config.kv_heads()};
   if (config.has_kind(LayerKind::kDiagAttention)) {
     layout.block_list = TasksOfBlocks(cu_seqlens, config.block_size);
-    layout.block_tasks = PlanTasks(context, layout.block_list, heads, backward);
+    layout.block_tasks = PlanTasks(context, layout.block_list, heads, backward, /*relu=*/true);
   }
   if (config.has_kind(LayerKind::kSoftmax)) {
     layout.task_list = TasksOfDocuments(cu_seqlens);

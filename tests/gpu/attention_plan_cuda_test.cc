@@ -11,6 +11,7 @@
 #include "attention/kernels/cuda/lightning_attention_plan.h"
 #include "attention/kernels/cuda/relu_attention_plan.h"
 #include "attention/kernels/cuda/softmax_attention_plan.h"
+#include "tests/gpu/plan_on_host.h"
 
 namespace evenkeel {
 namespace {
@@ -49,16 +50,15 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
   std::mt19937 rng(1);
   for (int round = 0; round < 20; ++round) {
     const std::vector<AttentionTask> tasks = RandomTasks(rng, 12, 700);
-    const SoftmaxAttentionPlan plan =
-        PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), 1, false);
-    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    const PlanOnHost planned(tasks, TilingOf(128), 1, false);
+    const SoftmaxAttentionPlanView& view = planned.view;
     std::map<int64_t, std::pair<int64_t, int64_t>> visible_of_row;  // row -> (kv_begin, keys)
     int64_t longest = 0, most = int64_t{1} << 40;
     for (const AttentionTask& task : tasks) longest = std::max(longest, task.kv_len);
     for (int64_t i = 0; i < view.num_forward_tiles; ++i) {
       const QueryTile& tile = view.forward_tiles[i];
       ASSERT_GT(tile.q_rows, 0);
-      ASSERT_LE(tile.q_rows, plan.tiling.forward_queries);
+      ASSERT_LE(tile.q_rows, view.tiling.forward_queries);
       EXPECT_LE(tile.num_keys, most + longest / 64 + 1);  // within a bucket of the sort
       most = std::min<int64_t>(most, tile.num_keys);
       for (int r = 0; r < tile.q_rows; ++r) {
@@ -85,9 +85,8 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesThatSeeTheSameKeysComeTogether) {
   std::vector<AttentionTask> tasks;
   for (int64_t i = 0; i < 4; ++i) tasks.push_back({i * 512, 512, (3 - i) * 32768, 32768});
   for (const int group : {1, 4, 64}) {
-    const SoftmaxAttentionPlan plan =
-        PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), group, false);
-    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    const PlanOnHost planned(tasks, TilingOf(128), group, false);
+    const SoftmaxAttentionPlanView& view = planned.view;
     ASSERT_EQ(view.num_forward_tiles, 16);
     for (int64_t i = 0; i < 16; ++i) {
       const QueryTile& tile = view.forward_tiles[i];
@@ -118,9 +117,8 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesMeetEveryTaskInAscendingTurns) {
     }
     constexpr int kDims[] = {128, 64, 256};
     const SoftmaxAttentionTiling tiling = TilingOf(kDims[round % 3]);
-    const SoftmaxAttentionPlan plan =
-        PlanSoftmaxAttention(tasks.data(), tasks.size(), tiling, 1 + round % 5, true);
-    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    const PlanOnHost planned(tasks, tiling, 1 + round % 5, true);
+    const SoftmaxAttentionPlanView& view = planned.view;
     std::vector<int> turns(view.num_query_tiles, 0);
     std::map<int64_t, int> tiles_of_key;
     int64_t batch_end = 0;
@@ -173,9 +171,8 @@ TEST(SoftmaxAttentionPlanTest, KeyTilesComeInBatchesThatDoNotWait) {
   std::vector<AttentionTask> tasks;
   for (int64_t i = 0; i < 40; ++i) tasks.push_back({i * 128, 128, i * 2048, 2048});
   tasks.push_back({40 * 128, 65536, 40 * 2048, 65536});
-  const SoftmaxAttentionPlan plan =
-      PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(128), 4, true);
-  const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+  const PlanOnHost planned(tasks, TilingOf(128), 4, true);
+  const SoftmaxAttentionPlanView& view = planned.view;
   ASSERT_EQ(view.num_key_tiles, 512 + 40 * 16);
   for (int64_t i = 0; i < 512; ++i) {
     EXPECT_EQ(view.key_tiles[i].kv_begin, 40 * 2048 + i * 128);
@@ -199,9 +196,8 @@ TEST(SoftmaxAttentionPlanTest, TasksThatReachFurthestComeFirst) {
   std::mt19937 rng(6);
   for (int round = 0; round < 20; ++round) {
     const std::vector<AttentionTask> tasks = RandomTasks(rng, 9, 900);
-    const SoftmaxAttentionPlan plan = PlanSoftmaxAttention(
-        tasks.data(), static_cast<int64_t>(tasks.size()), TilingOf(64), 1, true);
-    const SoftmaxAttentionPlanView view = ViewOf(plan, plan.bytes.data());
+    const PlanOnHost planned(tasks, TilingOf(64), 1, true);
+    const SoftmaxAttentionPlanView& view = planned.view;
     for (int64_t i = 1; i < view.num_tasks; ++i) {
       const PlannedTask &before = view.tasks[i - 1], &task = view.tasks[i];
       EXPECT_GE(before.kv_begin + before.kv_len, task.kv_begin + task.kv_len);

@@ -142,7 +142,11 @@ void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, doubl
   const int dim = std::max(s.head_dim, s.value_dim);
   const SoftmaxAttentionPlan plan =
       PlanSoftmaxAttention(tasks.data(), tasks.size(), TilingOf(dim), s.heads / s.kv_heads, true);
-  const DeviceArray<std::byte> bytes(plan.bytes);
+  const DeviceArray<std::byte> plan_memory(PlanMemoryBytes(plan));
+  ASSERT_EQ(
+      cudaMemcpy(plan_memory.data(), plan.bytes.data(), plan.bytes.size(), cudaMemcpyHostToDevice),
+      cudaSuccess);
+  ASSERT_EQ(LaunchPlanTiles(plan, plan_memory.data(), nullptr), cudaSuccess);
   const DeviceArray<Bits> q(t.q), k(t.k), v(t.v), dout(t.dout);
   const DeviceArray<Bits> out(s.q_rows * t.o_stride), dq(s.q_rows * t.q_stride);
   const DeviceArray<Bits> dk16(s.kv_rows * t.k_stride), dv16(s.kv_rows * t.v_stride);
@@ -154,7 +158,7 @@ void RunKernels(const Tensors& t, const std::vector<AttentionTask>& tasks, doubl
       SoftmaxBackwardWorkspaceBytes(plan, s.heads, s.head_dim, s.value_dim));
 
   SoftmaxForwardParams f;
-  f.plan = ViewOf(plan, bytes.data());
+  f.plan = ViewOf(plan, plan_memory.data());
   f.num_heads = s.heads;
   f.num_kv_heads = s.kv_heads;
   f.head_dim = s.head_dim;

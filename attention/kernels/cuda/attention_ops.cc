@@ -1,6 +1,7 @@
 #include "attention/kernels/cuda/attention_ops.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "attention/kernels/cuda/attention_operands.h"
@@ -13,7 +14,8 @@ namespace evenkeel {
 
 struct CudaTaskPlan {
   SoftmaxAttentionPlan host;
-  SoftmaxAttentionPlanView view;              // in device memory
+  SoftmaxAttentionPlanView view;  // in device memory
+  bool has_relu = false;
   const AttentionTask* relu_tasks = nullptr;  // in device memory, and the groups
   const ReluTaskGroup* relu_groups = nullptr;
   int64_t num_relu_groups = 0;
@@ -22,31 +24,48 @@ struct CudaTaskPlan {
 namespace cuda {
 namespace {
 
-std::shared_ptr<const CudaTaskPlan> MakeTaskPlan(const OpContext& context,
-                                                 absl::Span<const AttentionTask> tasks,
-                                                 const TaskHeads& heads, bool backward) {
-  auto plan = std::make_shared<CudaTaskPlan>();
-  plan->host = PlanSoftmaxAttention(tasks.data(), static_cast<int64_t>(tasks.size()),
-                                    TilingOf(static_cast<int>(heads.size)),
-                                    static_cast<int>(heads.group), backward);
-  plan->view =
-      ViewOf(plan->host, Uploaded(context, plan->host.bytes.data(), plan->host.bytes.size()));
-  const ReluAttentionPlan relu =
-      PlanReluAttention(tasks.data(), static_cast<int64_t>(tasks.size()));
-  plan->relu_tasks = static_cast<const AttentionTask*>(
-      Uploaded(context, relu.tasks.data(), relu.tasks.size() * sizeof(AttentionTask)));
-  plan->relu_groups = static_cast<const ReluTaskGroup*>(
-      Uploaded(context, relu.groups.data(), relu.groups.size() * sizeof(ReluTaskGroup)));
-  plan->num_relu_groups = static_cast<int64_t>(relu.groups.size());
-  return plan;
+void AddSoftmax(const OpContext& context, absl::Span<const AttentionTask> tasks,
+                const TaskHeads& heads, bool backward, CudaTaskPlan& plan) {
+  plan.host = PlanSoftmaxAttention(tasks.data(), static_cast<int64_t>(tasks.size()),
+                                   TilingOf(static_cast<int>(heads.size)),
+                                   static_cast<int>(heads.group), backward);
+  void* const memory = Scratch(context, PlanMemoryBytes(plan.host));
+  context.cuda->device->Upload(plan.host.bytes.data(), memory,
+                               static_cast<int64_t>(plan.host.bytes.size()));
+  Note(context, LaunchPlanTiles(plan.host, memory, StreamOf(context)), "PlanTasks");
+  plan.view = ViewOf(plan.host, memory);
 }
 
-std::shared_ptr<const CudaTaskPlan> PlanOf(const OpContext& context, const TaskPlan& plan,
-                                           const ConstTensorView& q, const ConstTensorView& k,
-                                           const ConstTensorView& v, bool backward) {
+void AddRelu(const OpContext& context, absl::Span<const AttentionTask> tasks, CudaTaskPlan& plan) {
+  const ReluAttentionPlan relu =
+      PlanReluAttention(tasks.data(), static_cast<int64_t>(tasks.size()));
+  plan.has_relu = true;
+  plan.relu_tasks = static_cast<const AttentionTask*>(
+      Uploaded(context, relu.tasks.data(), relu.tasks.size() * sizeof(AttentionTask)));
+  plan.relu_groups = static_cast<const ReluTaskGroup*>(
+      Uploaded(context, relu.groups.data(), relu.groups.size() * sizeof(ReluTaskGroup)));
+  plan.num_relu_groups = static_cast<int64_t>(relu.groups.size());
+}
+
+std::shared_ptr<const CudaTaskPlan> SoftmaxPlanOf(const OpContext& context, const TaskPlan& plan,
+                                                  const ConstTensorView& q,
+                                                  const ConstTensorView& k,
+                                                  const ConstTensorView& v, bool backward) {
   if (plan.cuda != nullptr) return plan.cuda;
   const int64_t group = k.dim(1) > 0 ? q.dim(1) / k.dim(1) : 1;
-  return MakeTaskPlan(context, plan.tasks, {std::max(q.dim(2), v.dim(2)), group}, backward);
+  auto made = std::make_shared<CudaTaskPlan>();
+  AddSoftmax(context, plan.tasks, {std::max(q.dim(2), v.dim(2)), group}, backward, *made);
+  return made;
+}
+
+std::shared_ptr<const CudaTaskPlan> ReluPlanOf(const OpContext& context, const TaskPlan& plan) {
+  if (plan.cuda != nullptr) {
+    EK_CHECK(plan.cuda->has_relu) << "the tasks were planned for softmax attention alone";
+    return plan.cuda;
+  }
+  auto made = std::make_shared<CudaTaskPlan>();
+  AddRelu(context, plan.tasks, *made);
+  return made;
 }
 
 // What the parameter structs of softmax and ReLU attention have in common.
@@ -111,9 +130,12 @@ MergeStateParams StateParams(const TensorView& out, const TensorView& lse) {
 }  // namespace
 
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   const TaskHeads& heads, bool backward) {
+                   const TaskHeads& heads, bool backward, bool relu) {
+  auto made = std::make_shared<CudaTaskPlan>();
+  AddSoftmax(context, tasks, heads, backward, *made);
+  if (relu) AddRelu(context, tasks, *made);
   TaskPlan plan(tasks);
-  plan.cuda = MakeTaskPlan(context, tasks, heads, backward);
+  plan.cuda = std::move(made);
   return plan;
 }
 
@@ -121,7 +143,7 @@ void SoftmaxAttentionForward(const OpContext& context, const TaskPlan& plan, dou
                              ConstTensorView q, ConstTensorView k, ConstTensorView v,
                              TensorView out, TensorView lse) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
+  const auto device_plan = SoftmaxPlanOf(context, plan, q, k, v, /*backward=*/false);
   SoftmaxForwardParams params = ForwardParams(*device_plan, scale, q, k, v);
   CheckHeads(out);
   EK_CHECK(lse.is_dense()) << lse.shape.ToString();
@@ -136,7 +158,7 @@ void SoftmaxAttentionBackward(const OpContext& context, const TaskPlan& plan, do
                               ConstTensorView out, ConstTensorView lse, ConstTensorView dout,
                               TensorView dq, TensorView dk, TensorView dv, KeyGradients mode) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/true);
+  const auto device_plan = SoftmaxPlanOf(context, plan, q, k, v, /*backward=*/true);
   SoftmaxBackwardParams params;
   params.forward = ForwardParams(*device_plan, scale, q, k, v);
   CheckHeads(out);
@@ -175,7 +197,7 @@ void ReluBlockAttentionForward(const OpContext& context, const TaskPlan& plan, d
                                ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                TensorView out) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
+  const auto device_plan = ReluPlanOf(context, plan);
   ReluAttentionForwardParams params = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
   CheckHeads(out);
   params.out = out.data;
@@ -187,7 +209,7 @@ void ReluBlockAttentionBackward(const OpContext& context, const TaskPlan& plan, 
                                 ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                 ConstTensorView dout, TensorView dq, TensorView dk, TensorView dv) {
   const ArenaScope scope(context.arena);
-  const auto device_plan = PlanOf(context, plan, q, k, v, /*backward=*/false);
+  const auto device_plan = ReluPlanOf(context, plan);
   ReluAttentionBackwardParams params;
   params.forward = ReluParams(*device_plan, plan.tasks.size(), scale, q, k, v);
   params.groups = device_plan->relu_groups;

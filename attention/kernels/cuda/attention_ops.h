@@ -11,7 +11,7 @@
 namespace evenkeel::cuda {
 
 TaskPlan PlanTasks(const OpContext& context, absl::Span<const AttentionTask> tasks,
-                   const TaskHeads& heads, bool backward);
+                   const TaskHeads& heads, bool backward, bool relu);
 SequencePlan PlanSequences(const OpContext& context, absl::Span<const int64_t> cu_seqlens,
                            int64_t num_heads, int64_t value_size);
 

@@ -17,6 +17,11 @@
 
 namespace evenkeel {
 
+// Enqueues what makes the tiles of a plan from its descriptors. `memory`: PlanMemoryBytes of device
+// memory, which plan.bytes have been copied to; afterwards ViewOf it is what the launchers below
+// take.
+cudaError_t LaunchPlanTiles(const SoftmaxAttentionPlan& plan, void* memory, cudaStream_t stream);
+
 struct SoftmaxForwardParams {
   SoftmaxAttentionPlanView plan;  // in device memory, made with TilingOf(max(D, E))
   int num_heads = 0;              // H

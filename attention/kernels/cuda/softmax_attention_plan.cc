@@ -1,231 +1,253 @@
 #include "attention/kernels/cuda/softmax_attention_plan.h"
 
 #include <algorithm>
-#include <cstring>
-#include <numeric>
+#include <array>
+
+#include "attention/kernels/cuda/radix_order.h"
+#include "attention/kernels/cuda/softmax_plan_tiles.h"
 
 namespace evenkeel {
 namespace {
 
 // Lengths that the forward pass tells apart. Few enough that the tiles of one bucket which see the
 // same keys find them in the L2 cache; many enough that blocks end together (within 1 %).
-constexpr int64_t kBuckets = 64;
+constexpr int32_t kBuckets = 64;
 
 // Blocks that run at the same time, about: plans do not ask the GPU. (An H100
 // runs 132; a power of two suits the numbers of tiles.)
-constexpr int64_t kBlocksAtOnce = 128;
+constexpr int32_t kBlocksAtOnce = 128;
 
-int64_t CeilDiv(int64_t a, int64_t b) {
+template <typename T>
+constexpr T CeilDiv(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// Tiles by descending num_keys, equal buckets in their old order. A counting sort: planning a
-// launch must cost microseconds.
-class LengthBuckets {
- public:
-  explicit LengthBuckets(const std::vector<QueryTile>& tiles) {
-    int32_t most = 0;
-    for (const QueryTile& tile : tiles) most = std::max(most, tile.num_keys);
-    width_ = most / kBuckets + 1;
-  }
-  int64_t Of(const QueryTile& tile) const { return kBuckets - tile.num_keys / width_; }
-
-  std::vector<QueryTile> Sort(const std::vector<QueryTile>& tiles) const {
-    std::vector<int32_t> starts(kBuckets + 1, 0);
-    for (const QueryTile& tile : tiles) ++starts[Of(tile)];
-    std::exclusive_scan(starts.begin(), starts.end(), starts.begin(), 0);
-    std::vector<QueryTile> sorted(tiles.size());
-    for (const QueryTile& tile : tiles) sorted[starts[Of(tile)]++] = tile;
-    return sorted;
-  }
-
- private:
-  int64_t width_;
+// Query tiles [top - num_tiles + 1, top] of a task, whose numbers of keys are of one bucket.
+struct QueryCut {
+  int32_t bucket;  // 0 has the most keys
+  int32_t kv_begin;
+  int32_t task;
+  int32_t top;
+  int32_t num_tiles;
 };
 
-QueryTile TileAt(const AttentionTask& task, int64_t row, int64_t rows) {
-  const int64_t offset = DiagonalOffset(task);
-  const int64_t count = std::min(rows, task.q_len - row);
-  return {static_cast<int32_t>(task.q_begin + row),
-          static_cast<int32_t>(count),
-          static_cast<int32_t>(task.kv_begin),
-          static_cast<int32_t>(offset + row + 1),
-          static_cast<int32_t>(std::clamp<int64_t>(offset + row + count, 0, task.kv_len)),
-          0,
-          0,
-          0};
-}
-
-// Sorted as blocks are to take them: the longest first, so that all end together, and of one bucket
-// of lengths those that see the same keys together, as many heads of them at a time as keep the GPU
-// busy. With all heads of one tile after all of another, a few shards of long documents would have
-// every block read keys of its own.
-std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_tasks, int rows,
-                                    int group) {
-  std::vector<int32_t> by_keys(num_tasks);
-  std::iota(by_keys.begin(), by_keys.end(), 0);
-  const auto earlier = [&](int32_t a, int32_t b) { return tasks[a].kv_begin < tasks[b].kv_begin; };
-  if (!std::is_sorted(by_keys.begin(), by_keys.end(), earlier)) {
-    std::stable_sort(by_keys.begin(), by_keys.end(), earlier);
-  }
-  std::vector<QueryTile> tiles;
-  int64_t count = 0;
-  for (int64_t t = 0; t < num_tasks; ++t) count += CeilDiv(tasks[t].q_len, rows);
-  tiles.reserve(count);
-  for (const int32_t t : by_keys) {
-    for (int64_t i = CeilDiv(tasks[t].q_len, rows) - 1; i >= 0; --i) {
-      tiles.push_back(TileAt(tasks[t], i * rows, rows));
-    }
-  }
-  const LengthBuckets buckets(tiles);
-  tiles = buckets.Sort(tiles);
-  for (size_t begin = 0, end = 0; begin < tiles.size(); begin = end) {
-    const QueryTile first = tiles[begin];
-    while (end < tiles.size() && tiles[end].kv_begin == first.kv_begin &&
-           buckets.Of(tiles[end]) == buckets.Of(first)) {
-      ++end;
-    }
-    const auto batch_tiles = static_cast<int64_t>(end - begin);
-    for (size_t i = begin; i < end; ++i) {
-      tiles[i].batch_begin = static_cast<int32_t>(begin);
-      tiles[i].batch_tiles = static_cast<int32_t>(batch_tiles);
-      tiles[i].heads_at_once = static_cast<int32_t>(CeilDiv(kBlocksAtOnce, batch_tiles * group));
-    }
-  }
-  return tiles;
-}
-
-struct KeyRun {
-  int64_t begin;
-  int64_t end;
-  int64_t first_tile;
-};
-
-// Merges the tasks' key ranges that overlap. Tiles never reach across two runs, so documents laid
-// end to end do not wait for one another.
-std::vector<KeyRun> KeyRuns(std::vector<PlannedTask>& tasks, int tile_rows) {
-  std::vector<int32_t> by_begin(tasks.size());
-  std::iota(by_begin.begin(), by_begin.end(), 0);
-  const auto earlier = [&](int32_t a, int32_t b) { return tasks[a].kv_begin < tasks[b].kv_begin; };
-  if (!std::is_sorted(by_begin.begin(), by_begin.end(), earlier)) {
-    std::stable_sort(by_begin.begin(), by_begin.end(), earlier);
-  }
-  std::vector<KeyRun> runs;
-  for (const int32_t index : by_begin) {
-    PlannedTask& task = tasks[index];
-    const int64_t begin = task.kv_begin, end = begin + task.kv_len;
-    if (runs.empty() || begin >= runs.back().end) {
-      const int64_t first_tile =
-          runs.empty()
-              ? 0
-              : runs.back().first_tile + CeilDiv(runs.back().end - runs.back().begin, tile_rows);
-      runs.push_back({begin, end, first_tile});
-    }
-    KeyRun& run = runs.back();
-    run.end = std::max(run.end, end);
-    task.first_key_tile_row =
-        static_cast<int32_t>(run.begin + (begin - run.begin) / tile_rows * tile_rows);
-    task.first_key_tile = static_cast<int32_t>(run.first_tile + (begin - run.begin) / tile_rows);
-  }
-  return runs;
-}
-
-// A run's tiles, and how much there is to do.
+// A run of keys, and how much there is to do.
 struct KeyRunWork {
-  int64_t first_tile;
-  int64_t num_tiles;
+  KeyRun run;
   int64_t rows;  // of queries, summed over the tiles
   // Tiles at work at the same time that need not wait for one another: a contribution to dQ follows
   // the one before it after a good half of a step, so as many as each takes steps.
   int64_t at_once;
-  int64_t progress;  // while the run is merged with others
 };
 
-// Sorts the tiles as blocks are to take them. The tiles of one run add to dQ of the same queries,
-// one after the other. Close together they find it in the L2 cache; but too many at once, for the
-// few steps that each of them takes, only wait for their turns. So runs, those with most to do
-// first, are taken in batches just large enough to keep the GPU busy without waiting, one key/value
-// head after the other if one will do; the tiles of a batch are merged, so that its runs end
-// together.
-std::vector<KeyTile> OrderKeyTiles(const std::vector<KeyTile>& tiles,
-                                   std::vector<KeyRunWork>& runs) {
-  std::stable_sort(runs.begin(), runs.end(),
-                   [](const KeyRunWork& a, const KeyRunWork& b) { return a.rows > b.rows; });
-  std::vector<KeyTile> sorted;
-  sorted.reserve(tiles.size());
-  for (size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
-    int64_t at_once = 0, longest = 0, count = 0;
-    while (end < runs.size() && at_once < kBlocksAtOnce) {
-      at_once += runs[end].at_once;
-      longest = std::max(longest, runs[end].num_tiles);
-      count += runs[end++].num_tiles;
-    }
-    const auto batch_begin = static_cast<int32_t>(sorted.size());
-    const auto heads_at_once = static_cast<int32_t>(CeilDiv(kBlocksAtOnce, at_once));
-    for (int64_t round = 0; round < longest; ++round) {
-      for (size_t i = begin; i < end; ++i) {
-        KeyRunWork& run = runs[i];
-        // Tile t comes in the first round with (round + 1) num_tiles >= (t + 1) longest.
-        run.progress += run.num_tiles;
-        if (run.progress < longest) continue;
-        run.progress -= longest;
-        KeyTile& tile = sorted.emplace_back(tiles[run.first_tile++]);
-        tile.batch_begin = batch_begin;
-        tile.batch_tiles = static_cast<int32_t>(count);
-        tile.heads_at_once = heads_at_once;
-      }
-    }
-  }
-  return sorted;
-}
+// Kept from plan to plan: the page faults of fresh memory can cost more than a plan.
+struct Scratch {
+  std::vector<PlannedTask> listed;
+  RadixOrder order;
+  std::vector<QueryCut> cuts;
+  std::vector<const QueryCut*> sorted_cuts;
+  std::vector<KeyRunWork> runs;
+};
 
-std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAttentionTiling& tiling,
-                              int group) {
-  const int rows = tiling.backward_keys;
-  const std::vector<KeyRun> runs = KeyRuns(tasks, rows);
-  std::vector<KeyTile> tiles;
-  if (!runs.empty()) {
-    tiles.reserve(runs.back().first_tile + CeilDiv(runs.back().end - runs.back().begin, rows));
-  }
-  for (const KeyRun& run : runs) {
-    for (int64_t row = run.begin; row < run.end; row += rows) {
-      tiles.push_back({static_cast<int32_t>(row),
-                       static_cast<int32_t>(std::min<int64_t>(rows, run.end - row)), INT32_MAX, 0,
-                       0, 0, 0, 0});
-    }
-  }
-  std::vector<int64_t> weights(tiles.size(), 0);
-  for (size_t t = 0; t < tasks.size(); ++t) {
-    const PlannedTask& task = tasks[t];
-    const int64_t first = task.first_key_tile;
-    const int64_t end =
-        first + CeilDiv(task.kv_begin + task.kv_len - task.first_key_tile_row, rows);
-    for (int64_t i = first; i < end; ++i) {
-      tiles[i].task_begin = std::min(tiles[i].task_begin, static_cast<int32_t>(t));
-      tiles[i].task_end = static_cast<int32_t>(t) + 1;
-      // Key j is hidden from the queries before j + 1 - visible.
-      const int64_t hidden = tiles[i].kv_begin - task.kv_begin + 1 - task.visible;
-      weights[i] += task.q_len - std::clamp<int64_t>(hidden, 0, task.q_len - 1);
-    }
-  }
-  std::vector<KeyRunWork> work;
-  work.reserve(runs.size());
-  for (const KeyRun& run : runs) {
-    const int64_t count = CeilDiv(run.end - run.begin, rows);
-    int64_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += weights[run.first_tile + i];
-    const int64_t steps = CeilDiv(sum, count * tiling.backward_queries) * group;
-    work.push_back({run.first_tile, count, sum, std::min(count, steps), 0});
-  }
-  return OrderKeyTiles(tiles, work);
-}
-
+// The next `count` descriptors of a plan; what was returned before is no longer valid.
 template <typename T>
-void Append(const std::vector<T>& items, std::vector<std::byte>& bytes) {
-  static_assert(sizeof(T) % 16 == 0);
+T* Extend(std::vector<std::byte>& bytes, size_t count) {
+  static_assert(sizeof(T) == 32);
   const size_t at = bytes.size();
-  bytes.resize(at + items.size() * sizeof(T));
-  if (!items.empty()) std::memcpy(bytes.data() + at, items.data(), items.size() * sizeof(T));
+  bytes.resize(at + count * sizeof(T));
+  return reinterpret_cast<T*>(bytes.data() + at);
+}
+
+// Those with queries. Returns how many query tiles of `rows` they have.
+int64_t ListTasks(const AttentionTask* tasks, int64_t num_tasks, int32_t rows,
+                  std::vector<PlannedTask>& listed) {
+  listed.clear();
+  listed.reserve(static_cast<size_t>(num_tasks));
+  int32_t first_tile = 0;
+  for (int64_t t = 0; t < num_tasks; ++t) {
+    const AttentionTask& task = tasks[t];
+    if (task.q_len == 0) continue;
+    const auto q_len = static_cast<int32_t>(task.q_len);
+    listed.push_back({static_cast<int32_t>(task.q_begin), q_len,
+                      static_cast<int32_t>(task.kv_begin), static_cast<int32_t>(task.kv_len),
+                      static_cast<int32_t>(DiagonalOffset(task) + 1), first_tile, 0, 0});
+    first_tile += CeilDiv(q_len, rows);
+  }
+  return first_tile;
+}
+
+// Cuts a task into its buckets of `width` keys, the longest first. A tile sees fewer keys than the
+// one behind it, so those of a bucket lie together.
+void CutTask(const PlannedTask& task, int32_t index, int32_t rows, int32_t width,
+             std::vector<QueryCut>& cuts) {
+  int32_t top = (task.q_len - 1) / rows;
+  int32_t steps = QueryTileAt(task, top * rows, rows).num_keys / width;
+  while (true) {
+    // The earliest tile with at least steps * width keys, of which all but the last are full.
+    const int32_t missing = steps * width - (task.visible - 1);
+    const int32_t last = steps == 0 || missing <= rows ? 0 : (missing - 1) / rows;
+    cuts.push_back({kBuckets - steps, task.kv_begin, index, top, top - last + 1});
+    if (last == 0) return;
+    top = last - 1;
+    // Counted down, not divided: so one division need not wait for the one before it.
+    const int32_t num_keys = QueryTileAt(task, top * rows, rows).num_keys;
+    while (num_keys < steps * width) --steps;
+  }
+}
+
+// Forward tiles come by buckets of num_keys, the longest first, so that all blocks end together,
+// and of one bucket those that see the same keys together, as many heads of them at a time as keep
+// the GPU busy. With all heads of one tile after all of another, a few shards of long documents
+// would have every block read keys of its own. Of tasks with the same first key the earlier one of
+// the list comes first, of its tiles the last.
+void PlanForward(int32_t rows, int group, Scratch& scratch, SoftmaxAttentionPlan& plan) {
+  const std::vector<PlannedTask>& listed = scratch.listed;
+  int32_t most = 0;
+  scratch.order.Reserve(listed.size());
+  for (size_t t = 0; t < listed.size(); ++t) {
+    const PlannedTask& task = listed[t];
+    scratch.order.Add(static_cast<uint64_t>(task.kv_begin), static_cast<int32_t>(t));
+    most = std::max(most, std::min(task.visible - 1 + task.q_len, task.kv_len));
+  }
+  const int32_t width = most / kBuckets + 1;
+  scratch.cuts.clear();
+  for (const RadixOrder::Item& item : scratch.order.Sort()) {
+    CutTask(listed[item.index], item.index, rows, width, scratch.cuts);
+  }
+
+  std::array<int32_t, kBuckets + 2> begins = {};
+  for (const QueryCut& cut : scratch.cuts) ++begins[cut.bucket + 1];
+  for (size_t b = 1; b < begins.size(); ++b) begins[b] += begins[b - 1];
+  std::vector<const QueryCut*>& sorted = scratch.sorted_cuts;
+  sorted.resize(scratch.cuts.size());
+  for (const QueryCut& cut : scratch.cuts) sorted[begins[cut.bucket]++] = &cut;
+
+  auto* const stretches = Extend<QueryStretch>(plan.bytes, sorted.size());
+  plan.num_stretches = static_cast<int64_t>(sorted.size());
+  int32_t first_tile = 0;
+  for (size_t begin = 0, end = 0; begin < sorted.size(); begin = end) {
+    const int32_t bucket = sorted[begin]->bucket, kv_begin = sorted[begin]->kv_begin;
+    int32_t batch_tiles = 0;
+    for (;
+         end < sorted.size() && sorted[end]->bucket == bucket && sorted[end]->kv_begin == kv_begin;
+         ++end) {
+      batch_tiles += sorted[end]->num_tiles;
+    }
+    const int32_t batch_begin = first_tile;
+    const int32_t heads_at_once = CeilDiv(kBlocksAtOnce, batch_tiles * group);
+    for (size_t i = begin; i < end; ++i) {
+      const QueryCut& cut = *sorted[i];
+      stretches[i] = {first_tile, cut.task, cut.top, batch_begin, batch_tiles, heads_at_once, {}};
+      first_tile += cut.num_tiles;
+    }
+  }
+  plan.num_forward_tiles = first_tile;
+}
+
+// Tasks with queries and keys. A later key tile is seen by fewer of the tasks over its run, and
+// adds to dQ after the earlier ones. With the tasks that reach furthest first it walks the same way
+// as the tile before it, one step behind, and stops earlier; in any other order it would wait where
+// it skips a task.
+PlannedTask* PlanTasksThatReachFurthestFirst(Scratch& scratch, SoftmaxAttentionPlan& plan) {
+  const std::vector<PlannedTask>& listed = scratch.listed;
+  scratch.order.Reserve(listed.size());
+  for (size_t t = 0; t < listed.size(); ++t) {
+    if (listed[t].kv_len == 0) continue;
+    const int64_t end = int64_t{listed[t].kv_begin} + listed[t].kv_len;
+    scratch.order.Add(static_cast<uint64_t>((int64_t{1} << 31) - end), static_cast<int32_t>(t));
+  }
+  const std::vector<RadixOrder::Item>& sorted = scratch.order.Sort();
+  auto* const tasks = Extend<PlannedTask>(plan.bytes, sorted.size());
+  for (size_t i = 0; i < sorted.size(); ++i) tasks[i] = listed[sorted[i].index];
+  plan.num_tasks = static_cast<int64_t>(sorted.size());
+  return tasks;
+}
+
+// Query rows that see keys of a tile, summed over the `count` tiles from `first_row` on.
+int64_t RowsOverTiles(const PlannedTask& task, int32_t first_row, int32_t count, int32_t rows) {
+  // Key j is hidden from the queries before j + 1 - visible: from none in the first tiles, then
+  // from `rows` more a tile, until only the last query is left.
+  const int32_t hidden = first_row - task.kv_begin + 1 - task.visible;
+  const int32_t most = task.q_len - 1;
+  const int64_t all = int64_t{count} * task.q_len;
+  if (hidden + (int64_t{count} - 1) * rows <= 0) return all;
+  const int32_t begin = hidden > 0 ? 0 : -hidden / rows + 1;
+  const int32_t end = std::clamp(CeilDiv(most - hidden, rows), begin, count);
+  const int64_t between = end - begin;
+  return all - between * hidden - rows * ((int64_t{begin} + end - 1) * between / 2) -
+         int64_t{count - end} * most;
+}
+
+// Merges the tasks' key ranges that overlap. Tiles never reach across two runs, so documents laid
+// end to end do not wait for one another. Runs come from the last to the first, as the tasks do.
+void FindKeyRuns(PlannedTask* tasks, int32_t num_tasks, const SoftmaxAttentionTiling& tiling,
+                 int group, std::vector<KeyRunWork>& runs) {
+  const int32_t rows = tiling.backward_keys;
+  runs.clear();
+  for (int32_t begin = 0, end = 0; begin < num_tasks; begin = end) {
+    KeyRun run = {};
+    run.kv_begin = tasks[begin].kv_begin;
+    run.kv_end = run.kv_begin + tasks[begin].kv_len;
+    for (; end < num_tasks && tasks[end].kv_begin + tasks[end].kv_len > run.kv_begin; ++end) {
+      run.kv_begin = std::min(run.kv_begin, tasks[end].kv_begin);
+    }
+    run.task_begin = begin;
+    run.task_end = end;
+    run.num_tiles = CeilDiv(run.kv_end - run.kv_begin, rows);
+    int64_t sum = 0;
+    for (int32_t t = begin; t < end; ++t) {
+      PlannedTask& task = tasks[t];
+      const int32_t first_row = run.kv_begin + (task.kv_begin - run.kv_begin) / rows * rows;
+      task.first_key_tile_row = first_row;
+      sum += RowsOverTiles(task, first_row, CeilDiv(task.kv_begin + task.kv_len - first_row, rows),
+                           rows);
+    }
+    const int64_t count = run.num_tiles;
+    const int64_t steps = CeilDiv<int64_t>(sum, count * tiling.backward_queries) * group;
+    runs.push_back({run, sum, std::min(count, steps)});
+  }
+}
+
+// Puts the runs in the order of work and in batches. The tiles of one run add to dQ of the same
+// queries, one after the other. Close together they find it in the L2 cache; but too many at once,
+// for the few steps that each of them takes, only wait for their turns. So runs, those with most to
+// do first, are taken in batches just large enough to keep the GPU busy without waiting, one
+// key/value head after the other if one will do; the tiles of a batch are merged, so that its runs
+// end together.
+void PlanKeyRuns(Scratch& scratch, SoftmaxAttentionPlan& plan) {
+  const std::vector<KeyRunWork>& work = scratch.runs;
+  scratch.order.Reserve(work.size());
+  for (size_t i = work.size(); i > 0; --i) {
+    scratch.order.Add(~static_cast<uint64_t>(work[i - 1].rows), static_cast<int32_t>(i - 1));
+  }
+  const std::vector<RadixOrder::Item>& sorted = scratch.order.Sort();
+  auto* const runs = Extend<KeyRun>(plan.bytes, work.size());
+  plan.num_runs = static_cast<int64_t>(work.size());
+  const auto num_runs = static_cast<int32_t>(work.size());
+  std::vector<KeyBatch> batches;
+  int32_t first_tile = 0;
+  for (int32_t i = 0; i < num_runs;) {
+    KeyBatch batch = {};
+    batch.first_run = i;
+    batch.first_tile = first_tile;
+    int64_t at_once = 0;
+    for (; i < num_runs && at_once < kBlocksAtOnce; ++i) {
+      const KeyRunWork& next = work[sorted[i].index];
+      runs[i] = next.run;
+      runs[i].first_tile = first_tile;
+      runs[i].batch = static_cast<int32_t>(batches.size());
+      at_once += next.at_once;
+      first_tile += next.run.num_tiles;
+      batch.longest = std::max(batch.longest, next.run.num_tiles);
+    }
+    batch.end_run = i;
+    batch.num_tiles = first_tile - batch.first_tile;
+    batch.heads_at_once = static_cast<int32_t>(CeilDiv<int64_t>(kBlocksAtOnce, at_once));
+    batches.push_back(batch);
+  }
+  std::copy(batches.begin(), batches.end(), Extend<KeyBatch>(plan.bytes, batches.size()));
+  plan.num_batches = static_cast<int64_t>(batches.size());
+  plan.num_key_tiles = first_tile;
 }
 
 }  // namespace
@@ -239,56 +261,22 @@ SoftmaxAttentionTiling TilingOf(int head_dim) {
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
                                           const SoftmaxAttentionTiling& tiling, int group,
                                           bool backward) {
+  thread_local Scratch scratch;
   SoftmaxAttentionPlan plan;
   plan.tiling = tiling;
-  const std::vector<QueryTile> forward_tiles =
-      ForwardTiles(tasks, num_tasks, tiling.forward_queries, group);
-  plan.num_forward_tiles = static_cast<int64_t>(forward_tiles.size());
-  Append(forward_tiles, plan.bytes);
+  plan.bytes.reserve(static_cast<size_t>(num_tasks) * 5 * 32);  // one of each kind for a task
+  const int64_t num_query_tiles =
+      ListTasks(tasks, num_tasks, tiling.backward_queries, scratch.listed);
+  const std::vector<PlannedTask>& listed = scratch.listed;
+  std::copy(listed.begin(), listed.end(), Extend<PlannedTask>(plan.bytes, listed.size()));
+  plan.num_listed = static_cast<int64_t>(listed.size());
+  PlanForward(tiling.forward_queries, group, scratch, plan);
   if (!backward) return plan;
-
-  std::vector<QueryTile> query_tiles;
-  std::vector<PlannedTask> planned;
-  for (int64_t t = 0; t < num_tasks; ++t) {
-    const AttentionTask& task = tasks[t];
-    if (task.q_len > 0 && task.kv_len > 0) {
-      planned.push_back({static_cast<int32_t>(task.q_begin), static_cast<int32_t>(task.q_len),
-                         static_cast<int32_t>(task.kv_begin), static_cast<int32_t>(task.kv_len),
-                         static_cast<int32_t>(DiagonalOffset(task) + 1),
-                         static_cast<int32_t>(query_tiles.size()), 0, 0});
-    }
-    for (int64_t row = 0; row < task.q_len; row += tiling.backward_queries) {
-      query_tiles.push_back(TileAt(task, row, tiling.backward_queries));
-    }
-  }
-  // A later key tile is seen by fewer of the tasks over its run, and adds to dQ after the earlier
-  // ones. With the tasks that reach furthest first it walks the same way as the tile before it, one
-  // step behind, and stops earlier; in any other order it would wait where it skips a task.
-  std::stable_sort(planned.begin(), planned.end(), [](const PlannedTask& a, const PlannedTask& b) {
-    return a.kv_begin + a.kv_len > b.kv_begin + b.kv_len;
-  });
-  const std::vector<KeyTile> key_tiles = KeyTiles(planned, tiling, group);
-  plan.num_query_tiles = static_cast<int64_t>(query_tiles.size());
-  plan.num_key_tiles = static_cast<int64_t>(key_tiles.size());
-  plan.num_tasks = static_cast<int64_t>(planned.size());
-  Append(query_tiles, plan.bytes);
-  Append(key_tiles, plan.bytes);
-  Append(planned, plan.bytes);
+  plan.num_query_tiles = num_query_tiles;
+  PlannedTask* const planned = PlanTasksThatReachFurthestFirst(scratch, plan);
+  FindKeyRuns(planned, static_cast<int32_t>(plan.num_tasks), tiling, group, scratch.runs);
+  PlanKeyRuns(scratch, plan);
   return plan;
-}
-
-SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* bytes) {
-  SoftmaxAttentionPlanView view;
-  view.tiling = plan.tiling;
-  view.num_forward_tiles = plan.num_forward_tiles;
-  view.num_query_tiles = plan.num_query_tiles;
-  view.num_key_tiles = plan.num_key_tiles;
-  view.num_tasks = plan.num_tasks;
-  view.forward_tiles = static_cast<const QueryTile*>(bytes);
-  view.query_tiles = view.forward_tiles + plan.num_forward_tiles;
-  view.key_tiles = reinterpret_cast<const KeyTile*>(view.query_tiles + plan.num_query_tiles);
-  view.tasks = reinterpret_cast<const PlannedTask*>(view.key_tiles + plan.num_key_tiles);
-  return view;
 }
 
 }  // namespace evenkeel
