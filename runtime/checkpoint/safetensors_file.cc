@@ -210,7 +210,11 @@ StoredType StoredTypeOf(DType dtype) {
       return StoredType::kI32;
     case DType::kI64:
       return StoredType::kI64;
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      break;
   }
+  EK_CHECK(false) << "operands in FP8 are not stored";
   return StoredType::kF32;
 }
 

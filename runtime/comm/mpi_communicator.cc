@@ -30,9 +30,11 @@ MPI_Datatype ReducibleType(DType dtype) {
     case DType::kI64:
       return MPI_INT64_T;
     case DType::kBF16:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
       break;
   }
-  EK_CHECK(false) << "bf16 is not reduced on the host";
+  EK_CHECK(false) << NameOf(dtype) << " is not reduced on the host";
   return MPI_DATATYPE_NULL;
 }
 

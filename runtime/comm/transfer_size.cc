@@ -16,6 +16,10 @@ const char* NameOf(DType dtype) {
       return "i32";
     case DType::kI64:
       return "i64";
+    case DType::kF8E4M3:
+      return "f8_e4m3";
+    case DType::kF8E5M2:
+      return "f8_e5m2";
   }
   return "";
 }

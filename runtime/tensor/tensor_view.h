@@ -12,7 +12,8 @@
 
 namespace evenkeel {
 
-enum class DType : uint8_t { kF32, kF64, kBF16, kI32, kI64 };
+// kF8E4M3 and kF8E5M2: operands of matrix products on GPUs (runtime/ops/fp8.h), and nothing else.
+enum class DType : uint8_t { kF32, kF64, kBF16, kI32, kI64, kF8E4M3, kF8E5M2 };
 enum class Device : uint8_t { kCpu, kCuda };
 
 inline int64_t SizeOf(DType dtype) {
@@ -27,6 +28,9 @@ inline int64_t SizeOf(DType dtype) {
       return 4;
     case DType::kI64:
       return 8;
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      return 1;
   }
   return 0;
 }

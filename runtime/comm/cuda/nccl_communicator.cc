@@ -28,7 +28,11 @@ ncclDataType_t ToNccl(DType dtype) {
       return ncclInt32;
     case DType::kI64:
       return ncclInt64;
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      break;
   }
+  EK_CHECK(false) << NameOf(dtype) << " does not travel";
   return ncclInt8;
 }
 

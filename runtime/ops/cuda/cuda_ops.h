@@ -13,6 +13,7 @@
 #include "runtime/ops/activation_kind.h"
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/copy_rows.h"
+#include "runtime/ops/fp8.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/mirrored_array.h"
@@ -73,6 +74,18 @@ void MatMul(const OpContext& context, ConstTensorView a, Transpose transpose_a, 
             Transpose transpose_b, double beta, TensorView c);
 void LinearForward(const OpContext& context, ConstTensorView x, ConstTensorView w,
                    ConstTensorView bias, ConstTensorView residual, TensorView y);
+
+void CastToFp8(const OpContext& context, ConstTensorView x, const Fp8Operand& to);
+void GatedUnitForwardFp8(const OpContext& context, GatedUnit unit, ConstTensorView pair,
+                         const Fp8Operand& h);
+void GatedUnitBackwardFp8(const OpContext& context, GatedUnit unit, ConstTensorView pair,
+                          ConstTensorView dh, const Fp8Operand& dpair, const Fp8Operand& h);
+void LinearForwardFp8(const OpContext& context, const Fp8Operand& x, const Fp8Operand& w,
+                      ConstTensorView bias, ConstTensorView residual, TensorView y);
+void LinearBackwardInputFp8(const OpContext& context, const Fp8Operand& dy, const Fp8Operand& w,
+                            TensorView dx);
+void LinearBackwardWeightFp8(const OpContext& context, const Fp8Operand& dy, const Fp8Operand& x,
+                             TensorView dw);
 
 void RmsNormForward(const OpContext& context, ConstTensorView x, ConstTensorView gain, double eps,
                     TensorView y);

@@ -42,6 +42,12 @@ absl::StatusOr<Owned<cublasLtMatrixLayout_t>> LayoutOf(cudaDataType_t type, int6
   return Owned<cublasLtMatrixLayout_t>(layout);
 }
 
+cudaDataType_t TypeOf(DType dtype) {
+  return dtype == DType::kF8E4M3   ? CUDA_R_8F_E4M3
+         : dtype == DType::kF8E5M2 ? CUDA_R_8F_E5M2
+                                   : CUDA_R_16BF;
+}
+
 struct Descriptors {
   Owned<cublasLtMatmulDesc_t> product;
   Owned<cublasLtMatrixLayout_t> a, b, c, out;
@@ -67,10 +73,16 @@ absl::StatusOr<Descriptors> Describe(const CudaMatMulParams& p) {
     EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue));
     EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias));
   }
+  if (p.a_scale != nullptr) {
+    // "a" of cuBLASLt is our b.
+    EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.b_scale));
+    EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.a_scale));
+    EK_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<int8_t>(p.short_sums)));
+  }
   const cudaDataType_t out_type = p.float_out ? CUDA_R_32F : CUDA_R_16BF;
   const bool ta = p.transpose_a == Transpose::kYes, tb = p.transpose_b == Transpose::kYes;
-  EK_ASSIGN_OR_RETURN(d.a, LayoutOf(CUDA_R_16BF, ta ? p.k : p.m, ta ? p.m : p.k, p.a_stride));
-  EK_ASSIGN_OR_RETURN(d.b, LayoutOf(CUDA_R_16BF, tb ? p.n : p.k, tb ? p.k : p.n, p.b_stride));
+  EK_ASSIGN_OR_RETURN(d.a, LayoutOf(TypeOf(p.a_type), ta ? p.k : p.m, ta ? p.m : p.k, p.a_stride));
+  EK_ASSIGN_OR_RETURN(d.b, LayoutOf(TypeOf(p.b_type), tb ? p.n : p.k, tb ? p.k : p.n, p.b_stride));
   EK_ASSIGN_OR_RETURN(d.out, LayoutOf(out_type, p.m, p.n, p.out_stride));
   EK_ASSIGN_OR_RETURN(d.c,
                       LayoutOf(out_type, p.m, p.n, p.c != nullptr ? p.c_stride : p.out_stride));
@@ -262,7 +274,9 @@ absl::Status CudaMatMul::Run(const CudaMatMulParams& p, cudaStream_t stream) {
   const void* c = p.c != nullptr ? p.c : p.out;
   int64_t flags = (p.transpose_a == Transpose::kYes ? 1 : 0) |
                   (p.transpose_b == Transpose::kYes ? 2 : 0) | (p.float_out ? 4 : 0) |
-                  (p.bias != nullptr ? 8 : 0) | (p.beta != 0.0f ? 16 : 0) | (c != p.out ? 32 : 0);
+                  (p.bias != nullptr ? 8 : 0) | (p.beta != 0.0f ? 16 : 0) | (c != p.out ? 32 : 0) |
+                  (p.short_sums ? 64 : 0) | static_cast<int64_t>(p.a_type) << 7 |
+                  static_cast<int64_t>(p.b_type) << 10;
   for (const void* q : {p.a, p.b, c, static_cast<const void*>(p.out)}) {
     flags = flags * 16 + AlignmentBits(q);
   }

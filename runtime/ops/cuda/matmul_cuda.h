@@ -1,5 +1,5 @@
-// Matrix products on CUDA through cuBLASLt: bf16 operands, float32 accumulation. Row-major, with
-// the meaning of runtime/ops/matmul.h.
+// Matrix products on CUDA through cuBLASLt: bf16 or FP8 operands, float32 accumulation. Row-major,
+// with the meaning of runtime/ops/matmul.h.
 #pragma once
 
 #include <cublasLt.h>
@@ -22,8 +22,16 @@ struct CudaMatMulParams {
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;
-  const void* a = nullptr;  // bf16
-  const void* b = nullptr;  // bf16
+  const void* a = nullptr;  // of a_type
+  const void* b = nullptr;  // of b_type
+  // bf16; or FP8, for both (not E5M2 for both), with a as it is and b transposed, and sizes in memory
+  // of multiples of 16. Operands in FP8 are multiplied with *a_scale and *b_scale on the device,
+  // which cuBLASLt wants aligned to 16 bytes.
+  DType a_type = DType::kBF16;
+  DType b_type = DType::kBF16;
+  const float* a_scale = nullptr;
+  const float* b_scale = nullptr;
+  bool short_sums = false;  // FP8: sums in the tensor cores' own, shorter accumulators; faster
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
   float beta = 0.0f;
