@@ -17,8 +17,10 @@ bool IsAlike(const ModelShape& a, const ModelShape& b) {
 
 // Dedicated servers have no vocabulary.
 ComputeShape ComputeOf(const RunConfig& config, const ParallelPlan& plan, const ModelShape& shape) {
-  return ComputeShapeOf(config.runtime.device, ComputeDType(config.runtime),
-                        std::max<int64_t>(1, shape.vocab_size), plan.mesh.tp);
+  ComputeShape compute = ComputeShapeOf(config.runtime.device, ComputeDType(config.runtime),
+                                        std::max<int64_t>(1, shape.vocab_size), plan.mesh.tp);
+  compute.fp8 = config.runtime.fp8;
+  return compute;
 }
 
 std::vector<int64_t> Documents(const RunConfig& config, int64_t samples) {

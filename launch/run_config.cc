@@ -98,6 +98,12 @@ void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
   if (config.device == Device::kCpu && is_bf16) {
     fields.Error("dtype", "the cpu computes in float32 or float64; bfloat16 takes device: cuda");
   }
+  fields.Bool("fp8", &config.fp8,
+              "matrix products of the blocks in 8-bit floating point (on cuda, compute capability "
+              "8.9 or later): faster, less exact");
+  if (config.fp8 && config.device != Device::kCuda) {
+    fields.Error("fp8", "takes device: cuda: set that, or remove it");
+  }
   fields.Int("threads", &config.threads, "threads a rank; 0 = cores shared among the host's ranks",
              0, 4096);
   fields.Enum("recompute", &config.recompute,

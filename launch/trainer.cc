@@ -86,6 +86,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   setup.context = plan.context;
   setup.sharding = plan.sharding;
   setup.bucket_elements = BucketElements(config.runtime, rank.context);
+  setup.fp8 = config.runtime.fp8;
   EK_ASSIGN_OR_RETURN(Model model, Model::Create(rank.context, config.model, setup, rank.tracker));
   EK_ASSIGN_OR_RETURN(Optimizer optimizer,
                       Optimizer::Create(rank.context, model, config.train.adamw, rank.tracker));
@@ -302,6 +303,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
   // The sum of the losses and the square of the gradient's norm, where the ops leave them: on a GPU
   // nobody waits for them before the end of the step.
   const TensorView sums = context_.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
+  if (Fp8Scales* scales = model_.fp8_scales()) scales->BeginStep(context_);
   EK_RETURN_IF_ERROR(ComputeGradients(*batches, scale, sums));
   // Every rank has the same norm, so all update, or, if it is not finite, none.
   if (result.valid_tokens > 0) {
@@ -352,10 +354,22 @@ absl::StatusOr<Trainer::StepResult> Trainer::Step() {
         ExitCode::kDiverged);
   }
   result.applied = finite && result.valid_tokens > 0;
+  if (result.applied) EK_RETURN_IF_ERROR(LearnFp8Scales());
   progress_.step += 1;
   progress_.samples += config_.train.global_batch_size;
   progress_.tokens += config_.train.global_batch_size * config_.data.sequence_length;
   return result;
+}
+
+absl::Status Trainer::LearnFp8Scales() {
+  Fp8Scales* scales = model_.fp8_scales();
+  if (scales == nullptr) return absl::OkStatus();
+  EK_ASSIGN_OR_RETURN(std::vector<double> amax, scales->ReadAmax(context_));
+  // NaN has no place in a maximum. It says nothing about a scale.
+  for (double& value : amax) value = std::isfinite(value) ? value : 0;
+  EK_RETURN_IF_ERROR(comm_.AllReduce(TensorView(amax.data(), DType::kF64, {scales->size()}),
+                                     ReduceOp::kMax, "largest values of FP8 tensors"));
+  return scales->Learn(context_, amax);
 }
 
 absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {

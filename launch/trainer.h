@@ -70,6 +70,8 @@ class Trainer {
   absl::Status Start();
   absl::Status RunSteps();
   absl::StatusOr<StepResult> Step();
+  // Has the scales of FP8 tensors follow the largest values of the step, of all ranks.
+  absl::Status LearnFp8Scales();
   absl::Status ReportStep(const StepResult& result, double seconds);
   // Takes from the run's history which step was evaluated last.
   absl::Status RecallEvaluation();

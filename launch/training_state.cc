@@ -114,8 +114,10 @@ std::string Differences(const ModelConfig& mine, const ModelConfig& other) {
   return absl::StrJoin(texts, ", ");
 }
 
+// `fp8_amax` stays empty if the run that saved had no FP8.
 absl::StatusOr<TrainingProgress> ParseState(const OpenedCheckpoint& checkpoint,
-                                            const TrainingProgress& expected) {
+                                            const TrainingProgress& expected,
+                                            std::vector<double>* fp8_amax) {
   EK_ASSIGN_OR_RETURN(const Json json, ParseJson(checkpoint.state_json, checkpoint.folder));
   TrainingProgress progress;
   try {
@@ -125,6 +127,7 @@ absl::StatusOr<TrainingProgress> ParseState(const OpenedCheckpoint& checkpoint,
     progress.seed = json.at("seed").get<int64_t>();
     progress.sequence_length = json.at("sequence_length").get<int64_t>();
     progress.data_fingerprint = json.at("data_fingerprint").get<std::string>();
+    if (json.contains("fp8_amax")) *fp8_amax = json.at("fp8_amax").get<std::vector<double>>();
   } catch (const Json::exception& error) {
     return WithExitCode(absl::DataLossError(absl::StrCat(checkpoint.folder,
                                                          ": manifest.json: state: ", error.what())),
@@ -160,7 +163,8 @@ absl::Status ReadOptimizer(const std::string& path, const WholeState& state) {
 // Rank 0's part. A run without checkpoints leaves progress->step at 0.
 absl::Status LoadNewest(const CheckpointStore& store, bool fallback,
                         const TrainingProgress& expected, TrainingProgress* progress,
-                        const ModelConfig& model, const WholeState& state) {
+                        std::vector<double>* fp8_amax, const ModelConfig& model,
+                        const WholeState& state) {
   EK_ASSIGN_OR_RETURN(const std::vector<int64_t> steps, store.Steps());
   if (steps.empty()) return absl::OkStatus();
   EK_ASSIGN_OR_RETURN(const OpenedCheckpoint checkpoint, store.LoadLatest(fallback));
@@ -171,20 +175,22 @@ absl::Status LoadNewest(const CheckpointStore& store, bool fallback,
     return Mismatch(checkpoint.folder, "model", Differences(stored, model),
                     Differences(model, stored));
   }
-  EK_ASSIGN_OR_RETURN(*progress, ParseState(checkpoint, expected));
+  EK_ASSIGN_OR_RETURN(*progress, ParseState(checkpoint, expected, fp8_amax));
   EK_RETURN_IF_ERROR(
       ReadWeights(checkpoint.folder, model, state.layout(), state.views()[kWeights]));
   return ReadOptimizer(checkpoint.folder + "/optimizer.safetensors", state);
 }
 
 absl::Status WriteCheckpoint(CheckpointStore& store, const TrainingProgress& progress,
-                             int keep_last, const ModelConfig& model, const WholeState& state) {
-  const Json json = {{"step", progress.step},
-                     {"samples", progress.samples},
-                     {"tokens", progress.tokens},
-                     {"seed", progress.seed},
-                     {"sequence_length", progress.sequence_length},
-                     {"data_fingerprint", progress.data_fingerprint}};
+                             int keep_last, const ModelConfig& model,
+                             absl::Span<const double> fp8_amax, const WholeState& state) {
+  Json json = {{"step", progress.step},
+               {"samples", progress.samples},
+               {"tokens", progress.tokens},
+               {"seed", progress.seed},
+               {"sequence_length", progress.sequence_length},
+               {"data_fingerprint", progress.data_fingerprint}};
+  if (!fp8_amax.empty()) json["fp8_amax"] = std::vector<double>(fp8_amax.begin(), fp8_amax.end());
   const StoredType type = StoredTypeOf(state.views()[kWeights].dtype);
   CheckpointSave save;
   save.step = progress.step;
@@ -201,6 +207,22 @@ absl::Status WriteCheckpoint(CheckpointStore& store, const TrainingProgress& pro
     return files.AddSafetensors("optimizer.safetensors", OptimizerTensors(state, type));
   };
   return store.Save(save);
+}
+
+// Hands what rank 0 has read of the scales to all. A run whose checkpoint has none, or those of
+// another list of tensors, measures them anew.
+absl::Status RestoreFp8Scales(const OpContext& context, Communicator& comm,
+                              std::vector<double> fp8_amax, Model& model) {
+  Fp8Scales* scales = model.fp8_scales();
+  if (scales == nullptr) return absl::OkStatus();
+  double has_them = static_cast<int64_t>(fp8_amax.size()) == scales->size() ? 1 : 0;
+  EK_RETURN_IF_ERROR(comm.Broadcast(TensorView(&has_them, DType::kF64, {1}), /*root=*/0,
+                                    "whether there are FP8 scales"));
+  if (has_them == 0) return absl::OkStatus();
+  fp8_amax.resize(static_cast<size_t>(scales->size()));
+  EK_RETURN_IF_ERROR(comm.Broadcast(TensorView(fp8_amax.data(), DType::kF64, {scales->size()}),
+                                    /*root=*/0, "FP8 scales"));
+  return scales->Restore(context, fp8_amax);
 }
 
 }  // namespace
@@ -224,7 +246,10 @@ absl::Status SaveTraining(const OpContext& context, Communicator& comm, const Pl
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "room for a checkpoint"));
   EK_RETURN_IF_ERROR(GatherState(comm, placement, whole->layout(), mine, whole->views()));
   if (store != nullptr) {
-    status = WriteCheckpoint(*store, progress, keep_last, model.config(), *whole);
+    const Fp8Scales* scales = model.fp8_scales();
+    status =
+        WriteCheckpoint(*store, progress, keep_last, model.config(),
+                        scales == nullptr ? absl::Span<const double>() : scales->known(), *whole);
   }
   return AgreeOnStatus(comm, status, "checkpoint");
 }
@@ -240,8 +265,9 @@ absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& com
   *progress = expected;
   progress->step = progress->samples = progress->tokens = 0;
   absl::Status status = whole.status();
+  std::vector<double> fp8_amax;
   if (store != nullptr && status.ok()) {
-    status = LoadNewest(*store, fallback, expected, progress, model.config(), *whole);
+    status = LoadNewest(*store, fallback, expected, progress, &fp8_amax, model.config(), *whole);
   }
   EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "resume"));
   int64_t counters[3] = {progress->step, progress->samples, progress->tokens};
@@ -254,6 +280,7 @@ absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& com
   EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));
   EK_RETURN_IF_ERROR(host.Upload(context));
   model.PublishWeights(context);
+  EK_RETURN_IF_ERROR(RestoreFp8Scales(context, comm, std::move(fp8_amax), model));
   return true;
 }
 

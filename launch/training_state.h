@@ -2,7 +2,8 @@
 //   model.safetensors, config.json   the weights as Hugging Face lays them out: the folder can be
 //                                    loaded by transformers, `eval`, `generate`
 //   optimizer.safetensors            AdamW's two moments, "exp_avg.<name>" and "exp_avg_sq.<name>"
-//   state (in the manifest)          step, data position, seed, identity of the data
+//   state (in the manifest)          step, data position, seed, identity of the data; with FP8 the
+//                                    largest values that its scales follow from
 #pragma once
 
 #include <cstdint>

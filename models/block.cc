@@ -1,10 +1,10 @@
 #include "models/block.h"
 
 #include "models/block_chunks.h"
+#include "models/linear.h"
 #include "models/row_parallel.h"
 #include "runtime/ops/activation.h"
 #include "runtime/ops/elementwise.h"
-#include "runtime/ops/matmul.h"
 #include "runtime/ops/norm.h"
 #include "runtime/ops/position.h"
 #include "runtime/ops/step_trace.h"
@@ -46,16 +46,18 @@ void PreAttentionForward(const OpContext& context, const BlockSpec& spec,
   const TokenShards& shards = layout.shards;
   const ChunkedRows normed_rows(context, shards, normed, spec.hidden_size);
   ChunkGather gather(context, shards, spec.hidden_size, "input of attention");
+  const Linear in_proj(context, weights.in_proj, spec.fp8.in_proj, Fp8Layouts::kRows);
   const auto normalize = [&](int64_t chunk) {
     RmsNormForward(context, RowsOf(x, shards.Mine(chunk)), weights.attention_norm, spec.norm_eps,
                    normed_rows(chunk));
     gather.Start(chunk, normed_rows(chunk));
   };
   const auto project = [&](int64_t chunk) {
+    const ArenaScope operands(context.arena);
     const RowSpan rows = shards.Whole(chunk);
     TensorView chunk_proj = RowsOf(proj, rows);
-    LinearForward(context, gather.Finish(chunk), weights.in_proj, weights.in_proj_bias,
-                  ConstTensorView(), chunk_proj);
+    in_proj.Forward(in_proj.Input(gather.Finish(chunk), Fp8Layouts::kRows), weights.in_proj_bias,
+                    ConstTensorView(), chunk_proj);
     if (!spec.copies_qk() && spec.position == PositionKind::kRope) {
       ApplyRope(context, RowsOf(layout.rope_cos, rows), RowsOf(layout.rope_sin, rows),
                 /*inverse=*/false, PartsOf(spec, chunk_proj).qk);
@@ -123,6 +125,7 @@ void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
   const ChunkedRows dnormed_rows(context, shards, TensorView(), spec.hidden_size);
   ChunkGather gather(context, shards, spec.hidden_size, "input of attention again");
   ColumnParallelBackward backward(context, shards, spec.hidden_size, "gradient of attention");
+  const Linear in_proj(context, weights.in_proj, spec.fp8.in_proj, Fp8Layouts::kColumns);
   const auto normalize = [&](int64_t chunk) {
     if (normed.empty()) {
       RmsNormForward(context, RowsOf(x, shards.Mine(chunk)), weights.attention_norm, spec.norm_eps,
@@ -131,10 +134,13 @@ void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
     gather.Start(chunk, normed_rows(chunk));
   };
   const auto project = [&](int64_t chunk) {
+    const ArenaScope operands(context.arena);
     const ConstTensorView dproj_chunk = RowsOf(dproj, shards.Whole(chunk));
-    LinearBackwardWeight(context, dproj_chunk, gather.Finish(chunk), gradients.in_proj);
+    const LinearOperand dy = in_proj.OutputGradient(dproj_chunk);
+    in_proj.BackwardWeight(dy, in_proj.Input(gather.Finish(chunk), Fp8Layouts::kColumns),
+                           gradients.in_proj);
     if (!gradients.in_proj_bias.empty()) BiasBackward(context, dproj_chunk, gradients.in_proj_bias);
-    backward.Start(chunk, dproj_chunk, weights.in_proj, dnormed_rows(chunk));
+    backward.Start(chunk, in_proj, dy, dnormed_rows(chunk));
   };
   const auto add = [&](int64_t chunk) {
     backward.Finish(chunk);

@@ -8,11 +8,17 @@
 #include "models/model_config.h"
 #include "models/model_part.h"
 #include "runtime/ops/activation.h"
+#include "runtime/ops/fp8_scales.h"
 
 namespace evenkeel {
 
 enum class PositionKind { kNone, kRope, kLrpe, kUrpe };
 enum class CoreKind { kSoftmax, kLightning, kBlockSoftmax, kBlockRelu };
+
+// The places of one product's operands among FP8 scales; null: the product is not in FP8.
+struct Fp8LinearSlots {
+  Fp8Slot x, w, dy;
+};
 
 // Heads and intermediate size are those of a tensor-parallel rank.
 struct BlockSpec {
@@ -35,6 +41,9 @@ struct BlockSpec {
   int64_t norm_columns = 0;    // of that norm, over all tensor-parallel ranks
   GatedUnit unit = GatedUnit::kSwiGlu;
   int64_t block_size = 0;
+  struct {
+    Fp8LinearSlots in_proj, out_proj, mlp_pair, mlp_down;
+  } fp8;
 
   int64_t q_width() const { return num_heads * head_size; }
   int64_t kv_width() const { return num_kv_heads * head_size; }

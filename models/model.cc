@@ -7,6 +7,7 @@
 #include "models/model_head.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/fp8.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/step_trace.h"
 
@@ -17,33 +18,52 @@ TensorView Allocate(const OpContext& context, Shape shape) {
   return context.arena.Allocate(context.dtype, shape, MemoryPurpose::kActivations);
 }
 
-// A GPU's kernels read whole vectors of 8 numbers.
-absl::Status CheckSizesForGpu(const ModelConfig& config, const ModelPart& part) {
-  constexpr int64_t kStep = 8, kMaxHead = 256;
-  const auto error = [](const char* key, int64_t value, const std::string& need) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model.", key, " is ", value, ": on a GPU it has to be ", need));
+// A GPU's kernels read vectors of 16 bytes: 8 numbers in bf16, 16 in FP8.
+absl::Status CheckSizesForGpu(const ModelConfig& config, const ModelPart& part, bool fp8) {
+  constexpr int64_t kMaxHead = 256;
+  const int64_t step = fp8 ? 16 : 8;
+  const auto error = [&](const char* key, int64_t value, const std::string& need) {
+    return absl::InvalidArgumentError(absl::StrCat("model.", key, " is ", value, ": on a GPU",
+                                                   fp8 ? " with runtime.fp8" : "", " it has to be ",
+                                                   need));
   };
   const int64_t head = config.head_size();
-  if (config.hidden_size % kStep != 0) {
-    return error("hidden_size", config.hidden_size, "a multiple of 8");
-  }
+  const std::string multiple = absl::StrCat("a multiple of ", step);
+  if (config.hidden_size % step != 0) return error("hidden_size", config.hidden_size, multiple);
   for (int rank = 0; rank < part.tp; ++rank) {
-    if (SliceOf(config.intermediate_size, part.tp, rank).size() % kStep == 0) continue;
+    if (SliceOf(config.intermediate_size, part.tp, rank).size() % step == 0) continue;
     return error("intermediate_size", config.intermediate_size,
-                 part.tp == 1
-                     ? "a multiple of 8"
-                     : absl::StrCat("a multiple of ", 8 * part.tp, " (8 times parallel.tp)"));
+                 part.tp == 1 ? multiple
+                              : absl::StrCat("a multiple of ", step * part.tp, " (", step,
+                                             " times parallel.tp)"));
   }
   bool widens = false;  // LRPE doubles q and k
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     widens |= config.kind(layer) == LayerKind::kLightning && config.uses_lrpe(layer);
   }
   const int64_t most = widens ? kMaxHead / 2 : kMaxHead;
-  if (head % kStep != 0 || head > most) {
-    return error("head_dim", head, absl::StrCat("a multiple of 8 up to ", most));
+  if (head % step != 0 || head > most) {
+    return error("head_dim", head, absl::StrCat(multiple, " up to ", most));
   }
   return absl::OkStatus();
+}
+
+// Operands of a block's products have places in this order: of each of the four products, x, the
+// weight, and the gradient of y.
+constexpr int64_t kSlotsOfProduct = 3, kSlotsOfLayer = 4 * kSlotsOfProduct;
+
+std::vector<DType> Fp8Formats(int64_t num_layers) {
+  std::vector<DType> formats;
+  for (int64_t i = 0; i < num_layers * kSlotsOfLayer; ++i) {
+    // Gradients span more orders of magnitude.
+    formats.push_back(i % kSlotsOfProduct == 2 ? DType::kF8E5M2 : DType::kF8E4M3);
+  }
+  return formats;
+}
+
+Fp8LinearSlots SlotsOf(Fp8Scales* scales, int64_t layer, int64_t product) {
+  const int64_t first = layer * kSlotsOfLayer + product * kSlotsOfProduct;
+  return {{scales, first}, {scales, first + 1}, {scales, first + 2}};
 }
 
 }  // namespace
@@ -60,7 +80,8 @@ absl::StatusOr<Model> Model::Create(const OpContext& context, const ModelConfig&
   EK_RETURN_IF_ERROR(Validate(config));
   ModelSetup setup = wanted;
   if (setup.part.chunks.empty()) setup.part.chunks.push_back({0, config.num_layers});
-  if (context.cuda != nullptr) EK_RETURN_IF_ERROR(CheckSizesForGpu(config, setup.part));
+  if (context.cuda != nullptr) EK_RETURN_IF_ERROR(CheckSizesForGpu(config, setup.part, setup.fp8));
+  if (setup.fp8) EK_RETURN_IF_ERROR(CheckFp8(context));
   Model model(config, setup, ParameterLayout(config, setup.part));
   ParameterStoreOptions options;
   options.stage = setup.sharding;
@@ -69,8 +90,23 @@ absl::StatusOr<Model> Model::Create(const OpContext& context, const ModelConfig&
   options.bucket_elements = setup.bucket_elements;
   EK_ASSIGN_OR_RETURN(
       model.store_, ParameterStore::Create(context, model.layout_.unit_begin(), options, tracker));
+  if (setup.fp8) EK_RETURN_IF_ERROR(model.AddFp8Scales(context, tracker));
   model.gradient_sum_ = GradientSum(model.layout_, model.store_, setup.axes, config.tie_embeddings);
   return model;
+}
+
+absl::Status Model::AddFp8Scales(const OpContext& context, MemoryTracker& tracker) {
+  EK_ASSIGN_OR_RETURN(Fp8Scales scales,
+                      Fp8Scales::Create(context, Fp8Formats(config_.num_layers), tracker));
+  fp8_scales_ = std::make_unique<Fp8Scales>(std::move(scales));
+  for (int64_t local = 0; local < layout_.num_layers(); ++local) {
+    auto& fp8 = specs_[static_cast<size_t>(local)].fp8;
+    int64_t product = 0;
+    for (Fp8LinearSlots* slots : {&fp8.in_proj, &fp8.out_proj, &fp8.mlp_pair, &fp8.mlp_down}) {
+      *slots = SlotsOf(fp8_scales_.get(), layout_.layer(local), product++);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Model> Model::Create(const OpContext& context, const ModelConfig& config,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -26,6 +27,7 @@ struct ModelSetup {
   ShardingStage sharding = ShardingStage::kNone;
   int64_t bucket_elements = int64_t{1} << 20;
   bool with_gradients = true;
+  bool fp8 = false;  // products of the blocks in FP8 (runtime/ops/fp8.h); the head's stay in bf16
 };
 
 // On the CPU ops compute with the weights that the optimizer updates. On a GPU those are float32,
@@ -36,7 +38,7 @@ struct ModelSetup {
 class Model {
  public:
   // Allocates the weights (zero) on the context's device and, if asked, the gradients. Fails with
-  // kInvalidArgument if the device has no kernels for the sizes.
+  // kInvalidArgument if the device has no kernels for the sizes, or no FP8 where it is wanted.
   static absl::StatusOr<Model> Create(const OpContext& context, const ModelConfig& config,
                                       const ModelSetup& setup, MemoryTracker& tracker);
   // The whole model, alone.
@@ -48,6 +50,9 @@ class Model {
   const ModelAxes& axes() const { return setup_.axes; }
   int num_chunks() const { return static_cast<int>(layout_.part().chunks.size()); }
   const std::vector<BlockSpec>& block_specs() const { return specs_; }
+  // Null without ModelSetup::fp8. Places are those of the whole model, whatever part a rank holds:
+  // who trains begins steps with BeginStep, and hands the largest values over all ranks to Learn.
+  Fp8Scales* fp8_scales() { return fp8_scales_.get(); }
 
   // What this rank owns of the weights, and their gradients (parallel/parameter_store.h): all of
   // layout(), unless data-parallel ranks share. Who writes weights calls PublishWeights.
@@ -113,6 +118,7 @@ class Model {
  private:
   Model(const ModelConfig& config, const ModelSetup& setup, ParameterLayout layout);
 
+  absl::Status AddFp8Scales(const OpContext& context, MemoryTracker& tracker);
   bool begins(int chunk) const { return layout_.part().is_first && chunk == 0; }
   bool ends(int chunk) const { return layout_.part().is_last && chunk + 1 == num_chunks(); }
   void LossBackward(const OpContext& context, double loss_scale, TensorView loss_sum,
@@ -123,6 +129,7 @@ class Model {
   ModelSetup setup_;
   ParameterLayout layout_;
   std::vector<BlockSpec> specs_;  // of this rank's layers
+  std::unique_ptr<Fp8Scales> fp8_scales_;
   ParameterStore store_;
   GradientSum gradient_sum_;
 };

@@ -1,9 +1,9 @@
 #include "models/block.h"
 #include "models/block_chunks.h"
+#include "models/linear.h"
 #include "models/row_parallel.h"
 #include "runtime/ops/activation.h"
 #include "runtime/ops/elementwise.h"
-#include "runtime/ops/matmul.h"
 #include "runtime/ops/norm.h"
 #include "runtime/ops/split_norm.h"
 
@@ -81,14 +81,21 @@ void PostAttentionForward(const OpContext& context, const BlockSpec& spec,
   if (saved.pair.empty()) {
     pair_buffer = Workspace(context, {shards.max_rows(), 2 * spec.intermediate_size});
   }
-  const TensorView hidden_buffer = Workspace(context, {shards.max_rows(), spec.intermediate_size});
+  const Linear out_proj(context, weights.out_proj, spec.fp8.out_proj, Fp8Layouts::kRows);
+  const Linear mlp_pair(context, weights.mlp_pair, spec.fp8.mlp_pair, Fp8Layouts::kRows);
+  const Linear mlp_down(context, weights.mlp_down, spec.fp8.mlp_down, Fp8Layouts::kRows);
+  TensorView hidden_buffer;
+  if (!mlp_down.in_fp8()) {
+    hidden_buffer = Workspace(context, {shards.max_rows(), spec.intermediate_size});
+  }
   RowParallel out_product(context, shards, spec.hidden_size, "output of attention");
   ChunkGather gather(context, shards, spec.hidden_size, "input of the feed-forward");
   RowParallel down_product(context, shards, spec.hidden_size, "output of the feed-forward");
 
   const auto project = [&](int64_t chunk) {
-    out_product.Start(chunk, mix(chunk), weights.out_proj, weights.out_proj_bias,
-                      RowsOf(saved.x, shards.Mine(chunk)), mid_rows(chunk));
+    const ArenaScope operands(context.arena);
+    out_product.Start(chunk, out_proj, out_proj.Input(mix(chunk), Fp8Layouts::kRows),
+                      weights.out_proj_bias, RowsOf(saved.x, shards.Mine(chunk)), mid_rows(chunk));
   };
   const auto normalize = [&](int64_t chunk) {
     out_product.Finish(chunk, RowsOf(saved.x, shards.Mine(chunk)), mid_rows(chunk));
@@ -96,14 +103,15 @@ void PostAttentionForward(const OpContext& context, const BlockSpec& spec,
     gather.Start(chunk, normed_rows(chunk));
   };
   const auto feed_forward = [&](int64_t chunk) {
+    const ArenaScope operands(context.arena);
     const RowSpan rows = shards.Whole(chunk);
     const TensorView pair =
         saved.pair.empty() ? pair_buffer.Rows(0, rows.size()) : RowsOf(saved.pair, rows);
-    const TensorView hidden = hidden_buffer.Rows(0, rows.size());
-    LinearForward(context, gather.Finish(chunk), weights.mlp_pair, weights.mlp_pair_bias,
-                  ConstTensorView(), pair);
-    GatedUnitForward(context, spec.unit, pair, hidden);
-    down_product.Start(chunk, hidden, weights.mlp_down, weights.mlp_down_bias, mid_rows(chunk),
+    mlp_pair.Forward(mlp_pair.Input(gather.Finish(chunk), Fp8Layouts::kRows), weights.mlp_pair_bias,
+                     ConstTensorView(), pair);
+    const LinearOperand hidden =
+        GatedInput(context, spec.unit, pair, mlp_down, RowsOf(hidden_buffer, {0, rows.size()}));
+    down_product.Start(chunk, mlp_down, hidden, weights.mlp_down_bias, mid_rows(chunk),
                        RowsOf(y, shards.Mine(chunk)));
   };
   const auto finish = [&](int64_t chunk) {
@@ -128,7 +136,16 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
   const TensorView pair_buffer =
       keeps_mlp ? TensorView() : Workspace(context, {most, 2 * spec.intermediate_size});
   const TensorView hidden_buffer = Workspace(context, {most, spec.intermediate_size});
-  const TensorView dpair_buffer = Workspace(context, {most, 2 * spec.intermediate_size});
+  // Recomputation goes forward through the first two products again.
+  const Fp8Layouts uses = keeps_mlp ? Fp8Layouts::kColumns : Fp8Layouts::kBoth;
+  const Linear out_proj(context, weights.out_proj, spec.fp8.out_proj, uses);
+  const Linear mlp_pair(context, weights.mlp_pair, spec.fp8.mlp_pair, uses);
+  const Linear mlp_down(context, weights.mlp_down, spec.fp8.mlp_down, Fp8Layouts::kColumns);
+  const bool has_pair_bias = !gradients.mlp_pair_bias.empty();
+  TensorView dpair_buffer;
+  if (!mlp_pair.in_fp8() || has_pair_bias) {
+    dpair_buffer = Workspace(context, {most, 2 * spec.intermediate_size});
+  }
   RowParallel out_again(context, shards, width, "output of attention again");
   ChunkGather gather_normed(context, shards, width, "input of the feed-forward again");
   ChunkGather gather_dy(context, shards, width, "gradient of the feed-forward's output");
@@ -139,8 +156,9 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     const RowSpan mine = shards.Mine(chunk);
     gather_dy.Start(chunk, RowsOf(dx, mine));
     if (!keeps_mlp) {
-      out_again.Start(chunk, mix(chunk), weights.out_proj, weights.out_proj_bias,
-                      RowsOf(saved.x, mine), mid_rows(chunk));
+      const ArenaScope operands(context.arena);
+      out_again.Start(chunk, out_proj, out_proj.Input(mix(chunk), Fp8Layouts::kRows),
+                      weights.out_proj_bias, RowsOf(saved.x, mine), mid_rows(chunk));
       out_again.Finish(chunk, RowsOf(saved.x, mine), mid_rows(chunk));
     }
     if (saved.normed_mid.empty()) {
@@ -150,22 +168,24 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
   };
   // `hidden` holds its own gradient first, then itself.
   const auto feed_forward = [&](int64_t chunk) {
+    const ArenaScope operands(context.arena);
     const RowSpan rows = shards.Whole(chunk);
     const TensorView hidden = hidden_buffer.Rows(0, rows.size());
-    const TensorView dpair = dpair_buffer.Rows(0, rows.size());
-    const ConstTensorView dy = gather_dy.Finish(chunk), normed = gather_normed.Finish(chunk);
+    const LinearOperand dy = mlp_down.OutputGradient(gather_dy.Finish(chunk));
+    const LinearOperand normed = mlp_pair.Input(gather_normed.Finish(chunk), uses);
     TensorView pair = RowsOf(saved.pair, rows);
     if (!keeps_mlp) {
       pair = pair_buffer.Rows(0, rows.size());
-      LinearForward(context, normed, weights.mlp_pair, weights.mlp_pair_bias, ConstTensorView(),
-                    pair);
+      mlp_pair.Forward(normed, weights.mlp_pair_bias, ConstTensorView(), pair);
     }
-    LinearBackwardInput(context, dy, weights.mlp_down, hidden);
-    GatedUnitBackward(context, spec.unit, pair, hidden, dpair, hidden);
-    LinearBackwardWeight(context, dy, hidden, gradients.mlp_down);
-    LinearBackwardWeight(context, dpair, normed, gradients.mlp_pair);
-    if (!gradients.mlp_pair_bias.empty()) BiasBackward(context, dpair, gradients.mlp_pair_bias);
-    backward.Start(chunk, dpair, weights.mlp_pair, dnormed_rows(chunk));
+    mlp_down.BackwardInput(dy, hidden);
+    const GatedGradients gated =
+        GatedBackward(context, spec.unit, pair, mlp_pair, mlp_down, hidden,
+                      RowsOf(dpair_buffer, {0, rows.size()}), has_pair_bias);
+    mlp_down.BackwardWeight(dy, gated.h, gradients.mlp_down);
+    mlp_pair.BackwardWeight(gated.dpair, normed, gradients.mlp_pair);
+    if (has_pair_bias) BiasBackward(context, gated.dpair.wide, gradients.mlp_pair_bias);
+    backward.Start(chunk, mlp_pair, gated.dpair, dnormed_rows(chunk));
   };
   // Gradients of what is added or multiplied token by token come from each rank's own tokens.
   const auto add = [&](int64_t chunk) {
@@ -178,11 +198,13 @@ void PostAttentionBackward(const OpContext& context, const BlockSpec& spec,
     gather_dmid.Start(chunk, dmid);
   };
   const auto project = [&](int64_t chunk) {
+    const ArenaScope operands(context.arena);
     const RowSpan rows = shards.Whole(chunk);
-    const ConstTensorView dmid = gather_dmid.Finish(chunk);
+    const LinearOperand dmid = out_proj.OutputGradient(gather_dmid.Finish(chunk));
     const TensorView dmixed = RowsOf(dout, rows);
-    LinearBackwardWeight(context, dmid, mix(chunk), gradients.out_proj);
-    LinearBackwardInput(context, dmid, weights.out_proj, dmixed);
+    out_proj.BackwardWeight(dmid, out_proj.Input(mix(chunk), Fp8Layouts::kColumns),
+                            gradients.out_proj);
+    out_proj.BackwardInput(dmid, dmixed);
     if (!saved.core.squares.empty()) return;
     const ConstTensorView out = RowsOf(saved.core.out, rows);
     if (spec.gated) {

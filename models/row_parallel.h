@@ -2,9 +2,9 @@
 // row-parallel linear layer): each rank has a part of what is summed over. Private to models/.
 #pragma once
 
+#include "models/linear.h"
 #include "parallel/token_shards.h"
 #include "runtime/ops/elementwise.h"
-#include "runtime/ops/matmul.h"
 
 namespace evenkeel {
 
@@ -16,12 +16,12 @@ class RowParallel {
 
   // y = sum over the ranks of x w^T, + bias + residual, of one chunk: x [c, K] of all its tokens,
   // w [width, K]; residual and y [share, width], which must stay until Finish. bias may be empty.
-  void Start(int64_t chunk, ConstTensorView x, ConstTensorView w, ConstTensorView bias,
+  void Start(int64_t chunk, const Linear& linear, const LinearOperand& x, ConstTensorView bias,
              ConstTensorView residual, TensorView y) {
-    if (shards_.is_alone()) return LinearForward(context_, x, w, bias, residual, y);
+    if (shards_.is_alone()) return linear.Forward(x, bias, residual, y);
     // One rank adds the bias.
-    LinearForward(context_, x, w, PlaceOn(shards_.axis()) == 0 ? bias : ConstTensorView(),
-                  ConstTensorView(), scatter_.Partial(chunk));
+    linear.Forward(x, PlaceOn(shards_.axis()) == 0 ? bias : ConstTensorView(), ConstTensorView(),
+                   scatter_.Partial(chunk));
     scatter_.Start(chunk, y);
   }
   void Finish(int64_t chunk, ConstTensorView residual, TensorView y) {
@@ -42,11 +42,11 @@ class ColumnParallelBackward {
  public:
   ColumnParallelBackward(const OpContext& context, const TokenShards& shards, int64_t width,
                          const char* label)
-      : context_(context), shards_(shards), scatter_(context, shards, width, label) {}
+      : shards_(shards), scatter_(context, shards, width, label) {}
 
-  void Start(int64_t chunk, ConstTensorView dy, ConstTensorView w, TensorView dx) {
-    if (shards_.is_alone()) return LinearBackwardInput(context_, dy, w, dx);
-    LinearBackwardInput(context_, dy, w, scatter_.Partial(chunk));
+  void Start(int64_t chunk, const Linear& linear, const LinearOperand& dy, TensorView dx) {
+    if (shards_.is_alone()) return linear.BackwardInput(dy, dx);
+    linear.BackwardInput(dy, scatter_.Partial(chunk));
     scatter_.Start(chunk, dx);
   }
   void Finish(int64_t chunk) {
@@ -54,7 +54,6 @@ class ColumnParallelBackward {
   }
 
  private:
-  const OpContext& context_;
   const TokenShards& shards_;
   ChunkScatter scatter_;
 };

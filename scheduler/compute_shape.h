@@ -17,6 +17,7 @@ struct ComputeShape {
   ChunkLimits token_chunks;   // rows that the token-wise pieces work on at a time
   int64_t logits_rows = 512;  // rows of logits that exist at a time
   bool is_gpu = false;
+  bool fp8 = false;  // products of blocks
 
   // Of a loss, and of each statistic of logits that are split over ranks.
   int64_t loss_bytes() const { return is_gpu ? 4 : 8; }

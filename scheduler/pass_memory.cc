@@ -71,6 +71,15 @@ class PassReplay {
 
   void Add(int64_t elements) { meter_.Add(elements * compute_.element_bytes); }
   void AddWide(int64_t elements) { meter_.Add(elements * compute_.wide_bytes); }
+  // Weights and operands in FP8, a byte each (models/linear.h): where there is FP8.
+  void AddFp8(int64_t elements) {
+    if (compute_.fp8) meter_.Add(elements);
+  }
+  // Operands of one product after the other: the most that any of them takes.
+  void AddFp8Operands(int64_t elements) {
+    const MeterScope scope(meter_);
+    AddFp8(elements);
+  }
   // Buffers of so many gathers and scatters of chunks of the stream.
   void AddTravel(int64_t count) {
     if (tp_ > 1) Add(count * kTravelBuffers * chunk_ * width_);
@@ -100,6 +109,8 @@ class PassReplay {
       const MeterScope scope(meter_);
       if (!keeps_norms()) AddChunkedRows(chunk_);
       AddTravel(1);
+      AddFp8(width_ * layer.projection_width);
+      AddFp8Operands(chunk_ * width_);
     }
     const MeterScope scope(meter_);
     Add(mine_ * layer.copied_qk_width);
@@ -128,8 +139,10 @@ class PassReplay {
       AddOutputMix(layer);
       if (!keeps_mlp()) AddChunkedRows(chunk_);
       if (!keeps_norms()) AddChunkedRows(chunk_);
-      Add(chunk_ * (keeps_mlp() ? 1 : 3) * layer.intermediate_size);
+      Add(chunk_ * ((keeps_mlp() ? 0 : 2) + (compute_.fp8 ? 0 : 1)) * layer.intermediate_size);
       AddTravel(3);
+      AddFp8(width_ * (layer.out_width + 3 * layer.intermediate_size));
+      AddFp8Operands(chunk_ * std::max(layer.out_width, width_ + layer.intermediate_size));
     }
     if (recompute_ == RecomputePlan::kLayer && !IsPooled(layer)) meter_.Release(before);
   }
@@ -157,6 +170,13 @@ class PassReplay {
     if (!keeps_norms()) AddChunkedRows(chunk_);
     AddChunkedRows(chunk_);
     AddTravel(2);
+    AddFp8Projection(layer);
+  }
+
+  // Of the gradients of an input projection: its weight, the gradient in both layouts, the input.
+  void AddFp8Projection(const LayerShape& layer) {
+    AddFp8(width_ * layer.projection_width);
+    AddFp8Operands(chunk_ * (2 * layer.projection_width + width_));
   }
 
   // Gradients of projections and of the output are in the pool's arena.
@@ -169,6 +189,7 @@ class PassReplay {
     if (!keeps_norms()) AddChunkedRows(chunk_);
     AddChunkedRows(chunk_);
     AddTravel(2);
+    AddFp8Projection(layer);
   }
 
   // In the backward pass, which needs more than the forward pass: gradients of two layers'
@@ -192,8 +213,13 @@ class PassReplay {
       if (!keeps_mlp()) AddChunkedRows(chunk_);
       if (!keeps_norms()) AddChunkedRows(chunk_);
       AddChunkedRows(chunk_);
-      Add(chunk_ * (keeps_mlp() ? 3 : 5) * layer.intermediate_size);
+      // The gradient of both branches is in FP8 alone, where no bias wants it otherwise.
+      Add(chunk_ * ((keeps_mlp() ? 3 : 5) - (compute_.fp8 ? 2 : 0)) * layer.intermediate_size);
       AddTravel(5);
+      const int64_t layouts = keeps_mlp() ? 1 : 2;
+      AddFp8(width_ *
+             (layouts * (layer.out_width + 2 * layer.intermediate_size) + layer.intermediate_size));
+      AddFp8Operands(chunk_ * ((2 + layouts) * width_ + 5 * layer.intermediate_size));
     }
     if (layer.has_output_norm && tp_ > 1) {
       const MeterScope scope(meter_);

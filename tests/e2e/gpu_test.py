@@ -42,6 +42,31 @@ class GpuTest(EndToEndTest):
                 for name in ("keep", "again")]
         self.assertEqual(rows[0], rows[1])
 
+    def test_fp8_resumes_with_its_scales(self):
+        if DEVICE != "cuda":
+            self.skipTest("FP8 takes a GPU")
+        settings = self.settings | {"runtime__fp8": True, "model__hidden_size": 64, "model__intermediate_size": 96}
+        config, reference = self.config("reference", **settings)
+        output, _ = self.start_training(config, ranks=0).communicate(timeout=self.patience_s)
+        if "8.9 or later" in output:
+            self.skipTest("no FP8")
+        config, run = self.config("run", **settings)
+        for _ in range(2):
+            self.train(config, "train.max_minutes=1e-9", ranks=0, code=PREEMPTED)
+        self.assertIn("resumed at step 2:", self.train(config, ranks=0))
+        self.assert_same_run(run, reference, 30)
+        # Near the run in bf16, and not the same.
+        config, wide = self.config("wide", **settings | {"runtime__fp8": False})
+        self.train(config, ranks=0)
+        losses = [[row["loss"] for row in metrics(folder, "train")] for folder in (reference, wide)]
+        for have, want in zip(*losses):
+            self.assertAlmostEqual(have, want, delta=0.02 * want)
+        self.assertNotEqual(losses[0], losses[1])
+        # A run may go on in FP8 that began without, and the other way round.
+        for name, fp8 in (("wide", True), ("reference", False)):
+            config, _ = self.config(name, **settings | {"runtime__fp8": fp8, "train__steps": 33})
+            self.assertIn("resumed at step 30:", self.train(config, ranks=0))
+
     def test_bench(self):
         cost = self.folder / "cost.json"
         self.run_program("bench", "attention", "--heads", 4, "--kv-heads", 2, "--head-size", 64,
@@ -71,6 +96,18 @@ class GpuTest(EndToEndTest):
             self.assertIn("layer 0 forward", names)
             if DEVICE == "cuda" and ranks > 1:
                 self.assertTrue(any("gradient bucket" in name for name in names), names[:40])
+        if DEVICE == "cuda":
+            # Every layout scales alike: from the second step on by the largest values of all ranks.
+            losses["fp8"] = {}
+            for name, parallel in (("dp", {}), ("tp", {"tp": 2}), ("pp", {"pp": 2})):
+                config, run = self.config(f"fp8_{name}", **self.settings | {
+                    "train__steps": 12, "runtime__fp8": True, "model__hidden_size": 64,
+                    "model__intermediate_size": 96, "parallel": parallel})
+                self.train(config, ranks=2)
+                losses["fp8"][name] = [row["loss"] for row in metrics(run, "train")]
+            for name in ("tp", "pp"):
+                for have, want in zip(losses["fp8"][name], losses["fp8"]["dp"]):
+                    self.assertAlmostEqual(have, want, delta=0.02 * want)
         for ranks in (2, 4):
             # Sums of gradients round otherwise, and each step amplifies that.
             for step, (have, want) in enumerate(zip(losses[ranks], losses[0])):

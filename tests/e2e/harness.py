@@ -76,6 +76,8 @@ def to_yaml(tree, indent=""):
             lines += [f"{indent}{key}:", to_yaml(value, indent + "  ")]
         else:
             text = f"[{', '.join(value)}]" if isinstance(value, list) else value
+            if isinstance(value, bool):
+                text = str(value).lower()
             lines.append(f"{indent}{key}: {text}")
     return "\n".join(lines)
 

@@ -91,9 +91,10 @@ class ModelCudaTest : public testing::TestWithParam<NamedModel> {
     gpu_model_ = MakeGpuModel(rounded);
   }
 
-  std::unique_ptr<Model> MakeGpuModel(std::vector<float>& weights) {
-    auto created =
-        Model::Create(gpu_->context, GetParam().config, /*with_gradients=*/true, gpu_->tracker);
+  std::unique_ptr<Model> MakeGpuModel(std::vector<float>& weights, bool fp8 = false) {
+    ModelSetup setup;
+    setup.fp8 = fp8;
+    auto created = Model::Create(gpu_->context, GetParam().config, setup, gpu_->tracker);
     EXPECT_TRUE(created.ok()) << created.status();
     auto model = std::make_unique<Model>(*std::move(created));
     EXPECT_TRUE(CopyFromHost(gpu_->context,
@@ -160,6 +161,47 @@ TEST_P(ModelCudaTest, RecomputingAndRepeatingGiveTheSameBits) {
     results.push_back(Gradients(*model, batch, recompute));
   }
   for (const auto& result : results) EXPECT_TRUE(result == results[0]);
+}
+
+// A step of E4M3 is 2^5 times one of bf16, of E5M2 2^6 times, so errors are so many times bf16's.
+TEST_P(ModelCudaTest, Fp8IsNearTheCpu) {
+  if (GetParam().config.head_size() % 16 != 0) GTEST_SKIP() << "FP8 takes other heads";
+  const PackedBatch batch = RandomBatch({1, 130, 64, 200, 7}, GetParam().config.vocab_size, 3);
+  const double want =
+      testing_support::ForwardBackward(cpu_, *cpu_model_, batch, kScale, Recompute::kNone);
+  std::vector<float> weights(static_cast<size_t>(cpu_model_->layout().num_elements()));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] = static_cast<float>(cpu_model_->weights().view().as<double>()[i]);
+  }
+  std::vector<std::pair<double, std::vector<double>>> results;
+  // The last time with scales of a step before, which is the same batch.
+  for (const auto& [recompute, passes] : {std::pair(Recompute::kNone, 1),
+                                          {Recompute::kMlp, 1},
+                                          {Recompute::kLayer, 1},
+                                          {Recompute::kNone, 2}}) {
+    const auto model = MakeGpuModel(weights, /*fp8=*/true);
+    Fp8Scales& scales = *model->fp8_scales();
+    std::pair<double, std::vector<double>> last;
+    for (int pass = 0; pass < passes; ++pass) {
+      if (pass > 0) {
+        ASSERT_TRUE(scales.Learn(gpu_->context, *scales.ReadAmax(gpu_->context)).ok());
+        model->DropGradients(gpu_->context);
+      }
+      scales.BeginStep(gpu_->context);
+      last = Gradients(*model, batch, recompute);
+    }
+    results.push_back(std::move(last));
+  }
+  for (const auto& result : results) EXPECT_TRUE(result == results[0]);
+  const auto& [loss, gradients] = results[0];
+  EXPECT_NEAR(loss, want, 0.02 * want);
+  const auto [wide_loss, wide] = Gradients(*gpu_model_, batch, Recompute::kNone);
+  EXPECT_NE(loss, wide_loss) << "not in FP8";
+  const double* exact = cpu_model_->gradients().view().as<double>();
+  const int64_t n = cpu_model_->layout().num_elements();
+  const double error = RelativeDifference(exact, gradients.data(), n);
+  EXPECT_LE(error, 32 * RelativeDifference(exact, wide.data(), n));
+  EXPECT_LE(error, 0.5);
 }
 
 TEST_P(ModelCudaTest, LearnsAsTheCpuDoes) {

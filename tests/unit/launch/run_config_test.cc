@@ -125,6 +125,7 @@ const std::pair<const char*, const char*> kEveryKey[] = {
     {"trace.first_step", "3"},
     {"runtime.device", "cuda"},
     {"runtime.dtype", "bfloat16"},
+    {"runtime.fp8", "true"},
     {"runtime.ranks_per_gpu", "2"},
     {"runtime.threads", "3"},
     {"runtime.recompute", "layer"},
@@ -302,6 +303,14 @@ TEST(RunConfig, CopyEnginesAreNotSetInVain) {
   }
   RunConfig config;
   const absl::Status status = Read(kSmall, {"parallel.tp=2", "runtime.device=cuda", set}, &config);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(RunConfig, Fp8TakesAGpu) {
+  RunConfig config;
+  EXPECT_THAT(std::string(Read(kSmall, {"runtime.fp8=true"}, &config).message()),
+              HasSubstr("runtime.fp8: takes device: cuda"));
+  const absl::Status status = Read(kSmall, {"runtime.fp8=true", "runtime.device=cuda"}, &config);
   EXPECT_TRUE(status.ok()) << status;
 }
 
