@@ -1,11 +1,12 @@
 // Times whole training steps of our models on one GPU, on random tokens, in the shapes and with the
 // output of the peers' script: one JSON object. benchmarks/gpu.sh runs it beside them.
 //
-//   gpu_train_step PRESET SEQUENCE BATCH [RECOMPUTE] [STEPS]
+//   gpu_train_step PRESET SEQUENCE BATCH [RECOMPUTE] [STEPS] [bf16|fp8]
 //
 // PRESET is 160m, 1b, 3b (Llama) or tnl-1b (TransNormerLLM); a batch is one micro-batch of BATCH
-// sequences, each one document; RECOMPUTE is none, mlp or layer. Model TFLOP/s count what the
-// mathematics needs (scheduler/flops.h): causal pairs, no recomputation.
+// sequences, each one document; RECOMPUTE is none, mlp or layer; with fp8 the products of the
+// blocks are in FP8. Model TFLOP/s count what the mathematics needs (scheduler/flops.h): causal
+// pairs, no recomputation.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -112,7 +113,7 @@ void PrintProfile(OpContext context, Model& model, Optimizer& optimizer, const P
 }
 
 int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string& recompute_name,
-        int steps) {
+        int steps, bool fp8) {
   const Recompute recompute = recompute_name == "layer" ? Recompute::kLayer
                               : recompute_name == "mlp" ? Recompute::kMlp
                                                         : Recompute::kNone;
@@ -125,7 +126,9 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   const OpContext context{pool, arena, DType::kBF16, gpu.get()};
   const double peak = MeasurePeakFlops(context);
 
-  Model model = Value(Model::Create(context, config, /*with_gradients=*/true, tracker));
+  ModelSetup setup;
+  setup.fp8 = fp8;
+  Model model = Value(Model::Create(context, config, setup, tracker));
   {
     HostMirror weights = Value(HostMirror::Create(context, model.weights()));
     model.layout().Initialize(pool, 1, weights.view());
@@ -144,10 +147,14 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
     const double begin = Now();
     const ArenaScope scope(arena);
     const TensorView sums = arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
+    if (fp8) model.fp8_scales()->BeginStep(context);
     model.ForwardBackward(context, batch, 1 / valid, recompute, /*is_last=*/true, sums.Rows(0, 1));
     model.FinishGradients(context, sums.Rows(1, 2));
     optimizer.Update(context, AdamWStepParams{1e-4, step, 1.0}, model, sums.Rows(1, 2));
     Check(ReadDoubles(context, sums, absl::MakeSpan(values)));
+    if (fp8) {
+      Check(model.fp8_scales()->Learn(context, Value(model.fp8_scales()->ReadAmax(context))));
+    }
     if (step > warm_up) seconds.push_back(Now() - begin);
   }
   if (std::getenv("EK_PROFILE") != nullptr)
@@ -160,11 +167,12 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   constexpr double kGiB = 1024.0 * 1024 * 1024;
   std::printf(
       "{\"peer\": \"evenkeel\", \"preset\": \"%s\", \"seq\": %lld, \"batch\": %lld, "
-      "\"recompute\": \"%s\", \"loss\": %.3f, \"grad_norm\": %.4f, \"tokens_per_s\": %.0f, "
+      "\"recompute\": \"%s\", \"products\": \"%s\", \"loss\": %.3f, \"grad_norm\": %.4f, "
+      "\"tokens_per_s\": %.0f, "
       "\"step_ms\": %.2f, \"model_tflops\": %.1f, \"mfu\": %.3f, \"peak_GiB\": %.1f, "
       "\"device_GiB\": %.1f}\n",
       preset.name, static_cast<long long>(sequence), static_cast<long long>(count),
-      recompute_name.c_str(), values[0] / valid, std::sqrt(values[1]),
+      recompute_name.c_str(), fp8 ? "fp8" : "bf16", values[0] / valid, std::sqrt(values[1]),
       static_cast<double>(sequence * count) / median, median * 1e3, flops / median * 1e-12,
       flops / median / peak, static_cast<double>(tracker.peak_total()) / kGiB,
       static_cast<double>(free_at_start - FactsOf(*gpu).free_bytes) / kGiB);
@@ -179,10 +187,12 @@ int main(int argc, char** argv) {
     for (const evenkeel::Preset& preset : evenkeel::kPresets) {
       if (std::strcmp(preset.name, argv[1]) != 0) continue;
       return evenkeel::Run(preset, std::atoll(argv[2]), std::atoll(argv[3]),
-                           argc > 4 ? argv[4] : "none", argc > 5 ? std::atoi(argv[5]) : 10);
+                           argc > 4 ? argv[4] : "none", argc > 5 ? std::atoi(argv[5]) : 10,
+                           argc > 6 && std::strcmp(argv[6], "fp8") == 0);
     }
   }
-  std::fprintf(stderr, "usage: %s 160m|1b|3b|tnl-1b SEQUENCE BATCH [none|mlp|layer] [STEPS]\n",
+  std::fprintf(stderr,
+               "usage: %s 160m|1b|3b|tnl-1b SEQUENCE BATCH [none|mlp|layer] [STEPS] [bf16|fp8]\n",
                argv[0]);
   return 2;
 }
