@@ -241,15 +241,17 @@ run_ops() {
   measure ops evenkeel 110 "$(program gpu_ops)"
 }
 
-# step WHO PRESET SEQUENCE BATCH RECOMPUTE STEPS: one line, or one that says what went wrong.
+# step WHO PRESET SEQUENCE BATCH RECOMPUTE STEPS: one line, or one that says what went wrong. WHO: ours,
+# fp8 (ours, with products in FP8) or peer.
 step() {
   local who=$1 code=0 peer line log
   shift
   if [[ ! "$1 $2 $3 $4" =~ ${STEPS_FILTER:-.} ]]; then return 0; fi
   log=$out/logs/steps-$who-$1-$2-$3-$4.log
-  if [[ $who == ours ]]; then
+  if [[ $who != peer ]]; then
     peer=evenkeel
-    limited 150 "$(program gpu_train_step)" "$@" >"$log" 2>"$log.err" </dev/null || code=$?
+    limited 150 "$(program gpu_train_step)" "$@" "${who/ours/bf16}" >"$log" 2>"$log.err" \
+      </dev/null || code=$?
   else
     peer=torch.compile
     limited 240 python3 -W ignore benchmarks/peers/gpu_train_step.py "$@" >"$log" 2>"$log.err" \
@@ -264,10 +266,11 @@ step() {
   tail -n 5 "$log.err"
   printf '{"section": "steps", "peer": "%s", "preset": "%s", "seq": %d, "batch": %d, ' \
     "$peer" "$1" "$2" "$3" >>"$lines"
-  printf '"recompute": "%s", "error": "%s"}\n' "$4" "$(reason "$code")" >>"$lines"
+  printf '"recompute": "%s", "products": "%s", "error": "%s"}\n' "$4" "${who/ours/bf16}" \
+    "$(reason "$code")" >>"$lines"
   # A peer that fails says nothing against us.
-  if [[ $who == ours ]]; then
-    fail "steps $*: $(reason "$code") ($log.err)"
+  if [[ $who != peer ]]; then
+    fail "steps $who $*: $(reason "$code") ($log.err)"
   else
     say "the peer of $*: $(reason "$code") ($log.err)"
   fi
@@ -280,6 +283,7 @@ run_steps() {
   if ((peer)) && has fla; then linear_peer=1; else leave_out "$no_fla"; fi
   for _ in 1 2; do
     step ours 1b 8192 2 none 10
+    step fp8 1b 8192 2 none 10
     if ((peer)); then step peer 1b 8192 2 none 10; fi
   done
   for case in "1b 32768 1" "160m 8192 4"; do
@@ -294,6 +298,7 @@ run_steps() {
     step ours tnl-1b $case none 10
     if ((linear_peer)) && [[ $case == "16384 1" ]]; then step peer tnl-1b 16384 1 none 10; fi
   done
+  step fp8 tnl-1b 8192 2 none 10
   for length in 16384 65536 131072 262144; do
     step ours tnl-1b $length 1 layer 5
   done
@@ -344,6 +349,9 @@ run_curve() {
   local curves=()
   # The GPU first: what takes long comes last.
   if train gpu 1 --set runtime.device=cuda; then curves+=("GPU=build/gpu/curve/gpu"); fi
+  if train fp8 1 --set runtime.device=cuda --set runtime.fp8=true; then
+    curves+=("FP8=build/gpu/curve/fp8")
+  fi
   if train cpu "${CPU_RANKS:-4}" --set runtime.device=cpu --set "runtime.threads=${CPU_THREADS:-0}"; then
     curves=("CPU=build/gpu/curve/cpu" "${curves[@]}")
   fi

@@ -87,8 +87,9 @@ def steps_tables(lines):
         def middle(of, key):
             return median([run[key] for run in of if key in run])
 
-        ours = [run for run in runs if run["peer"] == OURS]
+        ours = [run for run in runs if run["peer"] == OURS and run.get("products") != "fp8"]
         theirs = [run for run in runs if run["peer"] != OURS]
+        in_fp8 = [run for run in runs if run.get("products") == "fp8"]
         rate, their_rate = (middle(side, "tokens_per_s") for side in (ours, theirs))
         flops, share = middle(ours, "model_tflops"), ratio(rate, their_rate)
         cells = [preset, f"{seq} x {batch}", recompute]
@@ -99,7 +100,15 @@ def steps_tables(lines):
         cells += [theirs[0]["peer"] if theirs else "-", text(their_rate or failed),
                   text(flops / share if flops and share else None), text(middle(theirs, "peak_GiB"), 1),
                   text(share, 2)]
-        table.add(*cells)
+        if ours or theirs:
+            table.add(*cells)
+        if in_fp8:
+            fp8_rate = middle(in_fp8, "tokens_per_s")
+            failed = next((run["error"] for run in in_fp8 if "error" in run), None)
+            table.add(preset, f"{seq} x {batch}", f"{recompute}, fp8", text(fp8_rate or failed),
+                      text(middle(in_fp8, "model_tflops")), text(middle(in_fp8, "mfu"), 3),
+                      text(middle(in_fp8, "peak_GiB"), 1), "ours, bf16", text(rate), text(flops),
+                      text(middle(ours, "peak_GiB"), 1), text(ratio(fp8_rate, rate), 2))
         if len(ours) > 1 and share:
             each = "; ".join(name + " " + ", ".join(text(run.get("tokens_per_s")) for run in side)
                              for name, side in (("ours", ours), ("peer", theirs)))
