@@ -23,7 +23,6 @@
 #include "models/optimizer.h"
 #include "runtime/base/philox.h"
 #include "runtime/ops/gpu.h"
-#include "runtime/ops/host_mirror.h"
 #include "runtime/ops/step_trace.h"
 #include "scheduler/flops.h"
 
@@ -129,13 +128,9 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   ModelSetup setup;
   setup.fp8 = fp8;
   Model model = Value(Model::Create(context, config, setup, tracker));
-  {
-    HostMirror weights = Value(HostMirror::Create(context, model.weights()));
-    model.layout().Initialize(pool, 1, weights.view());
-    Check(weights.Upload(context));
-    model.PublishWeights(context);
-    Check(WaitForOps(context));
-  }
+  Check(
+      model.layout().InitializeOnDevice(context, 1, model.store().owned(), model.weights().view()));
+  model.PublishWeights(context);
   Optimizer optimizer = Value(Optimizer::Create(context, model, AdamWConfig(), tracker));
   const PackedBatch batch = RandomBatch(sequence, count, config.vocab_size);
   const auto valid = static_cast<double>(batch.num_valid());

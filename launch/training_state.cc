@@ -287,28 +287,30 @@ absl::StatusOr<bool> RestoreTraining(const OpContext& context, Communicator& com
 absl::Status InitializeWeights(const OpContext& context, Communicator& comm,
                                const Placement& placement, uint64_t seed, const std::string& folder,
                                Model& model) {
+  if (folder.empty()) {
+    EK_RETURN_IF_ERROR(model.layout().InitializeOnDevice(context, seed, model.store().owned(),
+                                                         model.weights().view()));
+    model.PublishWeights(context);
+    return absl::OkStatus();
+  }
   EK_ASSIGN_OR_RETURN(HostMirror weights, HostMirror::Create(context, model.weights()));
   const std::vector<TensorView> mine = {weights.view()};
-  if (folder.empty()) {
-    model.layout().Initialize(context.pool, seed, model.store().owned(), weights.view());
-  } else {
-    absl::StatusOr<WholeState> whole = WholeState::Create(comm, model, mine);
-    absl::Status status = whole.status();
-    if (status.ok() && comm.rank() == 0) {
-      const auto found = FindModelFolder(folder);
-      status = found.ok()
-                   ? ReadWeights(*found, model.config(), whole->layout(), whole->views()[kWeights])
-                   : found.status();
-      if (!status.ok()) {
-        status = WithExitCode(
-            absl::Status(status.code(),
-                         absl::StrCat("train.init_from: ", std::string(status.message()))),
-            ExitCodeOf(status));
-      }
+  absl::StatusOr<WholeState> whole = WholeState::Create(comm, model, mine);
+  absl::Status status = whole.status();
+  if (status.ok() && comm.rank() == 0) {
+    const auto found = FindModelFolder(folder);
+    status = found.ok()
+                 ? ReadWeights(*found, model.config(), whole->layout(), whole->views()[kWeights])
+                 : found.status();
+    if (!status.ok()) {
+      status = WithExitCode(
+          absl::Status(status.code(),
+                       absl::StrCat("train.init_from: ", std::string(status.message()))),
+          ExitCodeOf(status));
     }
-    EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "initial weights"));
-    EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));
   }
+  EK_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "initial weights"));
+  EK_RETURN_IF_ERROR(ScatterState(comm, placement, whole->layout(), whole->views(), mine));
   EK_RETURN_IF_ERROR(weights.Upload(context));
   model.PublishWeights(context);
   return absl::OkStatus();

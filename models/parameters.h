@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "models/model_config.h"
 #include "models/model_part.h"
 #include "runtime/base/row_range.h"
@@ -144,6 +145,10 @@ class ParameterLayout {
   void Initialize(ThreadPool& pool, uint64_t seed, TensorView flat) const;
   void Initialize(ThreadPool& pool, uint64_t seed, const std::vector<RowRange>& owned,
                   TensorView owned_flat) const;
+  // The same on the context's device: on a GPU it draws the matrices, which takes the host a second
+  // for some hundred million numbers a core. Does not wait for it.
+  absl::Status InitializeOnDevice(const OpContext& context, uint64_t seed,
+                                  const std::vector<RowRange>& owned, TensorView owned_flat) const;
 
  private:
   ParameterSpec& Add(std::string name, Shape shape, InitKind init, double init_std, bool decays);

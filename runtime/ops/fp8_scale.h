@@ -4,11 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define EK_HOST_DEVICE __host__ __device__
-#else
-#define EK_HOST_DEVICE
-#endif
+#include "runtime/base/host_device.h"
 
 namespace evenkeel {
 

@@ -126,6 +126,29 @@ class ModelCudaTest : public testing::TestWithParam<NamedModel> {
   std::unique_ptr<Model> cpu_model_, gpu_model_;
 };
 
+// On the device as on the host, whatever a rank owns of the weights.
+TEST_P(ModelCudaTest, InitialWeightsAreTheCpus) {
+  const ParameterLayout& layout = gpu_model_->layout();
+  constexpr int kRanks = 3;
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const std::vector<RowRange> owned =
+        OwnedRanges(layout.unit_begin(), ShardingStage::kOptimizer, kRanks, rank);
+    const int64_t n = owned.back().to + owned.back().count;
+    std::vector<float> want(static_cast<size_t>(n));
+    layout.Initialize(gpu_->pool, 7, owned, TensorView(want.data(), DType::kF32, {n}));
+    auto weights =
+        Tensor::Create(DType::kF32, {n}, MemoryPurpose::kWeights, gpu_->tracker, Device::kCuda);
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    ASSERT_TRUE(layout.InitializeOnDevice(gpu_->context, 7, owned, weights->view()).ok());
+    std::vector<double> got(static_cast<size_t>(n));
+    ASSERT_TRUE(ReadDoubles(gpu_->context, weights->view(), absl::MakeSpan(got)).ok());
+    for (int64_t i = 0; i < n; ++i) {
+      const auto expected = static_cast<double>(want[static_cast<size_t>(i)]);
+      ASSERT_NEAR(got[static_cast<size_t>(i)], expected, 2e-7 * std::abs(expected)) << i;
+    }
+  }
+}
+
 TEST_P(ModelCudaTest, LossAndGradientsAreTheCpus) {
   const PackedBatch batch = RandomBatch({1, 130, 64, 200, 7}, GetParam().config.vocab_size, 3);
   const double want =

@@ -4,6 +4,7 @@
 #include "runtime/ops/cuda/bias_cuda.h"
 #include "runtime/ops/cuda/position_cuda.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/fill_normal.h"
 #include "runtime/ops/position.h"
 #include "tests/gpu/ops_cuda_fixture.h"
 
@@ -18,6 +19,30 @@ const Size kSizes[] = {{1, 8, 0},   {37, 704, 8}, {5, 2048, 0}, {0, 64, 0},
                        {9, 131, 2}, {3, 1, 0},    {6, 64, 4},   {1000, 24, 8}};
 
 class ElementwiseCudaTest : public OpsCudaTest {};
+
+using FillNormalCudaTest = GpuOpsTest;
+
+TEST_F(FillNormalCudaTest, DrawsTheNumbersOfTheCpu) {
+  for (const int64_t n : {0, 1, 255, 300000}) {
+    for (const int64_t first : {int64_t{0}, int64_t{77}, int64_t{1} << 33}) {
+      std::vector<double> want(static_cast<size_t>(n));
+      FillNormal(context_, 5, 0x123456789abcdefull, first, 0.02, F64(want, {n}));
+      const DeviceArray<float> y(static_cast<size_t>(n));
+      OnGpu([&](const OpContext& context) {
+        FillNormal(context, 5, 0x123456789abcdefull, first, 0.02, OnDevice(y, DType::kF32, {n}));
+      });
+      const std::vector<float> got = y.Download();
+      int64_t others = 0;  // next to a number's end of the rounding interval
+      for (size_t i = 0; i < want.size(); ++i) {
+        const auto rounded = static_cast<float>(want[i]);
+        if (got[i] == rounded) continue;
+        ++others;
+        EXPECT_TRUE(got[i] == std::nextafter(rounded, got[i])) << got[i] << " for " << want[i];
+      }
+      EXPECT_LE(others, n / 100000);
+    }
+  }
+}
 
 TEST_F(ElementwiseCudaTest, ActivationsEqualCpu) {
   for (const Activation kind : {Activation::kSilu, Activation::kElu, Activation::kOneElu}) {

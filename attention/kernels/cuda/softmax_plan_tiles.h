@@ -5,12 +5,7 @@
 #include <cstdint>
 
 #include "attention/kernels/cuda/softmax_attention_plan.h"
-
-#if defined(__CUDACC__)
-#define EK_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define EK_HOST_DEVICE inline
-#endif
+#include "runtime/base/host_device.h"
 
 namespace evenkeel {
 
@@ -38,7 +33,8 @@ SoftmaxPlanPieces PiecesOf(const SoftmaxAttentionPlan& plan, void* memory);
 
 // The descriptor of [count], in ascending order of first_tile, that tile `index` belongs to.
 template <typename Descriptor>
-EK_HOST_DEVICE int32_t OwnerOfTile(const Descriptor* descriptors, int32_t count, int32_t index) {
+EK_HOST_DEVICE inline int32_t OwnerOfTile(const Descriptor* descriptors, int32_t count,
+                                          int32_t index) {
   int32_t begin = 0, end = count;
   while (end - begin > 1) {
     const int32_t middle = begin + (end - begin) / 2;
@@ -48,14 +44,14 @@ EK_HOST_DEVICE int32_t OwnerOfTile(const Descriptor* descriptors, int32_t count,
 }
 
 // The query tile that begins with the task's query `row`, outside of batches.
-EK_HOST_DEVICE QueryTile QueryTileAt(const PlannedTask& task, int32_t row, int32_t rows) {
+EK_HOST_DEVICE inline QueryTile QueryTileAt(const PlannedTask& task, int32_t row, int32_t rows) {
   const int32_t count = task.q_len - row < rows ? task.q_len - row : rows;
   const int32_t seen = task.visible - 1 + row + count;
   const int32_t num_keys = seen < 0 ? 0 : seen < task.kv_len ? seen : task.kv_len;
   return {task.q_begin + row, count, task.kv_begin, task.visible + row, num_keys, 0, 0, 0};
 }
 
-EK_HOST_DEVICE void MakeForwardTile(const SoftmaxPlanPieces& plan, int32_t index) {
+EK_HOST_DEVICE inline void MakeForwardTile(const SoftmaxPlanPieces& plan, int32_t index) {
   const QueryStretch& stretch =
       plan.stretches[OwnerOfTile(plan.stretches, plan.num_stretches, index)];
   const int32_t number = stretch.top - (index - stretch.first_tile);
@@ -67,7 +63,7 @@ EK_HOST_DEVICE void MakeForwardTile(const SoftmaxPlanPieces& plan, int32_t index
   plan.forward_tiles[index] = tile;
 }
 
-EK_HOST_DEVICE void MakeQueryTile(const SoftmaxPlanPieces& plan, int32_t index) {
+EK_HOST_DEVICE inline void MakeQueryTile(const SoftmaxPlanPieces& plan, int32_t index) {
   const PlannedTask& task = plan.listed[OwnerOfTile(plan.listed, plan.num_listed, index)];
   const int32_t rows = plan.tiling.backward_queries;
   plan.query_tiles[index] = QueryTileAt(task, (index - task.first_tile) * rows, rows);
@@ -79,8 +75,8 @@ EK_HOST_DEVICE void MakeQueryTile(const SoftmaxPlanPieces& plan, int32_t index) 
 // a round, and its tile t comes in the first round r with (r + 1) num_tiles >= (t + 1) longest;
 // runs that have a tile in a round come in their order. So before round r there are floor(r
 // num_tiles / longest) tiles of each.
-EK_HOST_DEVICE int32_t PlaceInBatch(const KeyRun* runs, const KeyBatch& batch, int32_t run,
-                                    int32_t number) {
+EK_HOST_DEVICE inline int32_t PlaceInBatch(const KeyRun* runs, const KeyBatch& batch, int32_t run,
+                                           int32_t number) {
   if (batch.end_run - batch.first_run == 1) return number;
   const auto longest = static_cast<uint64_t>(batch.longest);
   const auto num_tiles = static_cast<uint64_t>(runs[run].num_tiles);
@@ -94,7 +90,7 @@ EK_HOST_DEVICE int32_t PlaceInBatch(const KeyRun* runs, const KeyBatch& batch, i
 }
 
 // Tasks are sorted by the end of their keys, the last first: those that reach the tile come first.
-EK_HOST_DEVICE void FindTasksOf(const PlannedTask* tasks, const KeyRun& run, KeyTile& tile) {
+EK_HOST_DEVICE inline void FindTasksOf(const PlannedTask* tasks, const KeyRun& run, KeyTile& tile) {
   int32_t begin = run.task_begin, end = run.task_end;
   while (begin < end) {
     const int32_t middle = begin + (end - begin) / 2;
@@ -113,7 +109,7 @@ EK_HOST_DEVICE void FindTasksOf(const PlannedTask* tasks, const KeyRun& run, Key
 }
 
 // Makes tile `index`, by the numbers of the runs, and puts it where it is in the order of work.
-EK_HOST_DEVICE void MakeKeyTile(const SoftmaxPlanPieces& plan, int32_t index) {
+EK_HOST_DEVICE inline void MakeKeyTile(const SoftmaxPlanPieces& plan, int32_t index) {
   const int32_t owner = OwnerOfTile(plan.runs, plan.num_runs, index);
   const KeyRun& run = plan.runs[owner];
   const KeyBatch& batch = plan.batches[run.batch];
@@ -130,7 +126,7 @@ EK_HOST_DEVICE void MakeKeyTile(const SoftmaxPlanPieces& plan, int32_t index) {
 }
 
 // `index` runs through the tiles of all kinds, see NumPlanTiles.
-EK_HOST_DEVICE void MakePlanTile(const SoftmaxPlanPieces& plan, int64_t index) {
+EK_HOST_DEVICE inline void MakePlanTile(const SoftmaxPlanPieces& plan, int64_t index) {
   if (index < plan.num_forward_tiles) {
     MakeForwardTile(plan, static_cast<int32_t>(index));
     return;
@@ -143,7 +139,7 @@ EK_HOST_DEVICE void MakePlanTile(const SoftmaxPlanPieces& plan, int64_t index) {
   MakeKeyTile(plan, static_cast<int32_t>(index - plan.num_query_tiles));
 }
 
-EK_HOST_DEVICE int64_t NumPlanTiles(const SoftmaxPlanPieces& plan) {
+EK_HOST_DEVICE inline int64_t NumPlanTiles(const SoftmaxPlanPieces& plan) {
   return int64_t{plan.num_forward_tiles} + plan.num_query_tiles + plan.num_key_tiles;
 }
 

@@ -59,6 +59,8 @@ template <typename T>
 MirroredArray<T> Mirror(const OpContext& context, MirroredArray<T> array);
 
 void SetZero(const OpContext& context, TensorView x);
+void FillNormal(const OpContext& context, uint64_t seed, uint64_t stream, int64_t first,
+                double scale, TensorView y);
 void Copy(const OpContext& context, ConstTensorView x, TensorView y);
 void CopyRowRanges(const OpContext& context, const RowRanges& ranges, ConstTensorView x,
                    TensorView y);

@@ -4,6 +4,7 @@
 #include "runtime/ops/cuda/convert_cuda.h"
 #include "runtime/ops/cuda/cuda_op_context.h"
 #include "runtime/ops/cuda/cuda_ops.h"
+#include "runtime/ops/cuda/fill_normal_cuda.h"
 #include "runtime/ops/cuda/sum_cuda.h"
 
 namespace evenkeel::cuda {
@@ -58,6 +59,13 @@ void SetZero(const OpContext& context, TensorView x) {
   Note(context,
        cudaMemset2DAsync(x.data, bytes.pitch, 0, bytes.width, bytes.rows, StreamOf(context)),
        "SetZero");
+}
+
+void FillNormal(const OpContext& context, uint64_t seed, uint64_t stream, int64_t first,
+                double scale, TensorView y) {
+  EK_CHECK(y.dtype == DType::kF32) << y.shape.ToString();
+  const FillNormalParams params{seed, stream, first, scale, y.num_elements(), y.as<float>()};
+  Note(context, LaunchFillNormal(params, StreamOf(context)), "FillNormal");
 }
 
 void Copy(const OpContext& context, ConstTensorView x, TensorView y) {
