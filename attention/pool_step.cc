@@ -44,14 +44,11 @@ std::unique_ptr<PoolLayer> PartOf(const PlannedLayer& planned, const PoolPlanOpt
   return layer;
 }
 
-}  // namespace
-
-PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
-                      ReplicaBatches cu_seqlens, int rank) {
+PoolStep PlanTicks(const PoolShape& shape, const PoolPlanOptions& options,
+                   ReplicaBatches cu_seqlens, absl::Span<const PhaseTick> ticks, int rank) {
   const auto begin = std::chrono::steady_clock::now();
   PoolStep step;
-  const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
-  for (const PhaseTick& tick : SamePhaseTicks(shape.mesh.pp, micro_batches)) {
+  for (const PhaseTick& tick : ticks) {
     PlannedTick planned = PlanTick(shape, options, cu_seqlens, tick);
     PoolTick& part = step.ticks.emplace_back();
     part.tick = tick;
@@ -63,6 +60,24 @@ PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
   step.planning_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return step;
+}
+
+int64_t MicroBatches(ReplicaBatches cu_seqlens) {
+  return static_cast<int64_t>(cu_seqlens.front().size());
+}
+
+}  // namespace
+
+PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
+                      ReplicaBatches cu_seqlens, int rank) {
+  return PlanTicks(shape, options, cu_seqlens,
+                   SamePhaseTicks(shape.mesh.pp, MicroBatches(cu_seqlens)), rank);
+}
+
+PoolStep PlanPoolForward(const PoolShape& shape, const PoolPlanOptions& options,
+                         ReplicaBatches cu_seqlens, int rank) {
+  return PlanTicks(shape, options, cu_seqlens,
+                   ForwardTicks(shape.mesh.pp, MicroBatches(cu_seqlens)), rank);
 }
 
 void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick) {

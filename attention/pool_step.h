@@ -53,6 +53,9 @@ struct PoolStep {
 // Returns the part of `rank` of the pool in the plans of all ticks (scheduler/tick_plan.h).
 PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
                       ReplicaBatches cu_seqlens, int rank);
+// The same for forward passes alone (ForwardTicks).
+PoolStep PlanPoolForward(const PoolShape& shape, const PoolPlanOptions& options,
+                         ReplicaBatches cu_seqlens, int rank);
 
 // What is on a GPU lives in the context's arena.
 void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick);

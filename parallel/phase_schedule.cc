@@ -16,6 +16,15 @@ std::vector<PhaseTick> SamePhaseTicks(int ranks, int64_t micro_batches) {
   return ticks;
 }
 
+std::vector<PhaseTick> ForwardTicks(int ranks, int64_t micro_batches) {
+  std::vector<PhaseTick> ticks;
+  if (micro_batches == 0) return ticks;
+  for (int64_t i = 0; i < micro_batches + ranks - 1; ++i) {
+    ticks.push_back({PipelinePhase::kForward, i});
+  }
+  return ticks;
+}
+
 int64_t MicroBatchAt(const PhaseTick& tick, int ranks, int64_t micro_batches, int rank) {
   const int64_t before = tick.phase == PipelinePhase::kForward ? rank : ranks - 1 - rank;
   const int64_t micro_batch = tick.index - before;

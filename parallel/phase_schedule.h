@@ -24,6 +24,9 @@ struct PhaseTick {
 // micro-batches, none for none.
 std::vector<PhaseTick> SamePhaseTicks(int ranks, int64_t micro_batches);
 
+// Those of forward passes that no backward pass follows: m + ranks - 1, none for none.
+std::vector<PhaseTick> ForwardTicks(int ranks, int64_t micro_batches);
+
 // The micro-batch whose pass `rank` runs in the tick, or -1. Forward tick i is that of micro-batch
 // i - rank, backward tick i that of micro-batch i - (ranks - 1 - rank).
 int64_t MicroBatchAt(const PhaseTick& tick, int ranks, int64_t micro_batches, int rank);

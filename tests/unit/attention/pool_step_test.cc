@@ -70,6 +70,12 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
     const PoolStep step = PlanPoolStep(shape, options, documents, rank);
     const std::vector<PhaseTick> ticks = SamePhaseTicks(shape.mesh.pp, micro_batches);
     ASSERT_EQ(step.ticks.size(), ticks.size());
+    // Forward passes alone are the forward ticks of a step.
+    PoolStep forward_ticks = PlanPoolStep(shape, options, documents, rank);
+    std::erase_if(forward_ticks.ticks,
+                  [](const PoolTick& tick) { return tick.tick.phase == PipelinePhase::kBackward; });
+    ASSERT_EQ(NumbersOf(PlanPoolForward(shape, options, documents, rank)),
+              NumbersOf(forward_ticks));
     const int64_t most =
         *std::max_element(shape.softmax_layers.begin(), shape.softmax_layers.end());
     for (size_t t = 0; t < ticks.size(); ++t) {

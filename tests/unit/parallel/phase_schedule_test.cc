@@ -82,6 +82,31 @@ TEST(PhaseSchedule, CountsItsTicks) {
   });
 }
 
+// Each tick follows from the one before: a rank's micro-batches are those of the rank before it, a
+// tick later, and all of them.
+TEST(PhaseSchedule, ForwardTicksRunEveryPassOnce) {
+  ForEachSize([](int ranks, int64_t micro_batches) {
+    const std::vector<PhaseTick> ticks = ForwardTicks(ranks, micro_batches);
+    ASSERT_EQ(static_cast<int64_t>(ticks.size()),
+              micro_batches == 0 ? 0 : micro_batches + ranks - 1);
+    for (int rank = 0; rank < ranks; ++rank) {
+      int64_t next = 0;
+      for (size_t t = 0; t < ticks.size(); ++t) {
+        ASSERT_EQ(ticks[t], (PhaseTick{PipelinePhase::kForward, static_cast<int64_t>(t)}));
+        const int64_t at = MicroBatchAt(ticks[t], ranks, micro_batches, rank);
+        if (at >= 0) {
+          ASSERT_EQ(at, next++);
+        }
+        if (rank == 0) continue;
+        const int64_t before =
+            t == 0 ? -1 : MicroBatchAt(ticks[t - 1], ranks, micro_batches, rank - 1);
+        ASSERT_EQ(at, before);
+      }
+      ASSERT_EQ(next, micro_batches);
+    }
+  });
+}
+
 // What a pass needs is done in an earlier tick, so that all passes of a tick can run side by side.
 TEST(PhaseSchedule, RunsEveryPassOnceAfterWhatItNeeds) {
   ForEachSize([](int ranks, int64_t micro_batches) {
