@@ -7,6 +7,7 @@
 
 #include "launch/attention_cost_file.h"
 #include "parallel/batch_layout.h"
+#include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 
 namespace evenkeel {
@@ -60,34 +61,50 @@ absl::StatusOr<PoolPlanOptions> PlanningOf(const RunConfig& config, const Parall
 }
 
 AttentionPlanner::AttentionPlanner(const PoolShape& shape, const PoolPlanOptions& options,
-                                   SampleOrder order, const BatchSizes& batches, int rank)
-    : shape_(shape), options_(options), order_(std::move(order)), batches_(batches), rank_(rank) {}
+                                   SampleOrder order, const BatchSizes& batches, int rank,
+                                   std::optional<EvaluationSamples> samples)
+    : shape_(shape),
+      options_(options),
+      order_(std::move(order)),
+      batches_(batches),
+      samples_(std::move(samples)),
+      rank_(rank) {}
 
-AttentionPlanner::~AttentionPlanner() {
-  if (planned_.valid()) planned_.wait();
-}
-
-PoolStep AttentionPlanner::Plan(int64_t step, const PoolPlanOptions& options) {
-  return PlanPoolStep(shape_, options, BatchesOfStep(order_, step, batches_, shape_.mesh.dp),
-                      rank_);
-}
-
-void AttentionPlanner::Begin(int64_t step) {
-  planned_step_ = step;
-  planned_ = std::async(std::launch::async,
-                        [this, step, options = options_] { return Plan(step, options); });
+PoolStep AttentionPlanner::TakeFrom(Ahead& ahead, int64_t number, bool has_next,
+                                    const PlanOne& plan_one) {
+  const auto begin = [&](int64_t next) {
+    ahead.number = next;
+    ahead.plan = std::async(std::launch::async, [plan_one, next, options = options_] {
+      return plan_one(next, options);
+    });
+  };
+  if (ahead.number != number) {
+    if (ahead.plan.valid()) ahead.plan.wait();
+    begin(number);
+  }
+  PoolStep plan = ahead.plan.get();
+  ahead.number = -1;
+  if (has_next) begin(number + 1);
+  return plan;
 }
 
 PoolStep AttentionPlanner::Take(int64_t step) {
   const double begin = Now();
-  if (planned_step_ != step) {
-    if (planned_.valid()) planned_.wait();
-    Begin(step);
-  }
-  PoolStep plan = planned_.get();
+  PoolStep plan = TakeFrom(
+      step_, step, /*has_next=*/true, [this](int64_t number, const PoolPlanOptions& options) {
+        return PlanPoolStep(shape_, options,
+                            BatchesOfStep(order_, number, batches_, shape_.mesh.dp), rank_);
+      });
   waited_seconds_ = Now() - begin;
-  Begin(step + 1);
   return plan;
+}
+
+PoolStep AttentionPlanner::TakeEvaluation(int64_t round) {
+  EK_CHECK(samples_.has_value()) << "a planner without samples to evaluate";
+  return TakeFrom(round_, round, round + 1 < samples_->num_rounds(),
+                  [this](int64_t number, const PoolPlanOptions& options) {
+                    return PlanPoolForward(shape_, options, samples_->DocumentsOf(number), rank_);
+                  });
 }
 
 void AttentionPlanner::Learn(const std::vector<ServerLoad>& loads) {

@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "launch/attention_cost_file.h"
-#include "launch/training_data.h"
 #include "models/pooled_pass.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/gpu.h"
@@ -15,14 +14,17 @@ namespace evenkeel {
 
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
     const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
-    const OpContext& context, int pool_rank) {
+    const std::optional<HeldOutData>& held_out, const OpContext& context, int pool_rank) {
   EK_ASSIGN_OR_RETURN(SampleOrder order,
                       SampleOrder::Create(dataset.document_lengths(), config.data.sequence_length,
                                           static_cast<uint64_t>(config.seed)));
   EK_ASSIGN_OR_RETURN(const PoolPlanOptions options, PlanningOf(config, plan, context.dtype));
+  std::optional<EvaluationSamples> samples;
+  if (held_out.has_value()) samples = held_out->samples;
   return std::make_unique<AttentionPlanner>(
       plan.pool(), options, std::move(order),
-      BatchSizes{config.train.global_batch_size, config.train.micro_batch_size}, pool_rank);
+      BatchSizes{config.train.global_batch_size, config.train.micro_batch_size}, pool_rank,
+      std::move(samples));
 }
 
 absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
@@ -30,8 +32,9 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Create(
     std::unique_ptr<ServerLine> line) {
   EK_ASSIGN_OR_RETURN(IndexedDataset dataset,
                       OpenDataset("data.train", config.data.train, config.model.vocab_size));
-  std::unique_ptr<AttentionServer> server(
-      new AttentionServer(config, rank, std::move(plan), std::move(line), std::move(dataset)));
+  EK_ASSIGN_OR_RETURN(std::optional<HeldOutData> held_out, HeldOutData::Open(config, plan.mesh));
+  std::unique_ptr<AttentionServer> server(new AttentionServer(
+      config, rank, std::move(plan), std::move(line), std::move(dataset), std::move(held_out)));
   EK_ASSIGN_OR_RETURN(server->mesh_,
                       MeshComms::Create(server->device_world(), server->plan_.comms()));
   server->line_->Watch(server->device_world(), *server->mesh_);
@@ -50,16 +53,18 @@ absl::Status AttentionServer::MakePlanner() {
   const auto place = std::find(servers.begin(), servers.end(), number) - servers.begin();
   plan_.num_dedicated = static_cast<int>(servers.size());
   EK_ASSIGN_OR_RETURN(planner_,
-                      MakeAttentionPlanner(config_, plan_, dataset_, rank_.context,
+                      MakeAttentionPlanner(config_, plan_, dataset_, held_out_, rank_.context,
                                            plan_.pool().num_owners() + static_cast<int>(place)));
   return absl::OkStatus();
 }
 
 absl::Status AttentionServer::Serve(const ServerOrder& order) {
-  rank_.comm.SetStep(order.step + 1);
-  if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(order.step + 1);
+  const bool trains = order.work == PoolWork::kStep;
+  const int64_t step = order.step + (trains ? 1 : 0);  // as the mesh counts it
+  rank_.comm.SetStep(step);
+  if (rank_.gpu_comm != nullptr) rank_.gpu_comm->world().SetStep(step);
   if (plan_.learns_speeds && !order.loads.empty()) planner_->Learn(order.loads);
-  PoolStep plan = planner_->Take(order.step);
+  PoolStep plan = trains ? planner_->Take(order.step) : planner_->TakeEvaluation(order.round);
   const PoolAccess access{&rank_.context, mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
                           clocks_.data()};
   for (PoolTick& tick : plan.ticks) {
@@ -82,7 +87,7 @@ absl::Status AttentionServer::Run() {
       continue;
     }
     EK_RETURN_IF_ERROR(order.status());
-    if (!order->goes_on) return absl::OkStatus();
+    if (order->work == PoolWork::kNone) return absl::OkStatus();
     EK_RETURN_IF_ERROR(Serve(*order));
   }
 }

@@ -1,10 +1,11 @@
 // A rank that holds no weights and computes attention for those that do
-// (parallel.attention_servers): it takes part in every step's ticks as the plan says, and is told
-// between steps whether there is another one (launch/server_line.h).
+// (parallel.attention_servers): it takes part in the ticks of every step, and of every round of an
+// evaluation, as the plan says, and is told which comes next (launch/server_line.h).
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,15 +15,16 @@
 #include "launch/rank_runtime.h"
 #include "launch/run_config.h"
 #include "launch/server_line.h"
+#include "launch/training_data.h"
 #include "parallel/mesh_comms.h"
 #include "runtime/data/indexed_dataset.h"
 
 namespace evenkeel {
 
-// The planner of a run, for a rank of the pool.
+// The planner of a run, for a rank of the pool. `held_out`: none without evaluations.
 absl::StatusOr<std::unique_ptr<AttentionPlanner>> MakeAttentionPlanner(
     const RunConfig& config, const ParallelPlan& plan, const IndexedDataset& dataset,
-    const OpContext& context, int pool_rank);
+    const std::optional<HeldOutData>& held_out, const OpContext& context, int pool_rank);
 
 class AttentionServer {
  public:
@@ -36,12 +38,14 @@ class AttentionServer {
 
  private:
   AttentionServer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan,
-                  std::unique_ptr<ServerLine> line, IndexedDataset dataset)
+                  std::unique_ptr<ServerLine> line, IndexedDataset dataset,
+                  std::optional<HeldOutData> held_out)
       : config_(config),
         rank_(rank),
         plan_(std::move(plan)),
         line_(std::move(line)),
         dataset_(std::move(dataset)),
+        held_out_(std::move(held_out)),
         clocks_(MakeServerClocks(rank.context)) {}
   Communicator& device_world() const;
   // For the servers that are left.
@@ -53,6 +57,7 @@ class AttentionServer {
   ParallelPlan plan_;
   std::unique_ptr<ServerLine> line_;
   IndexedDataset dataset_;
+  std::optional<HeldOutData> held_out_;
   std::vector<ServerClock> clocks_;  // of the pass
   std::unique_ptr<MeshComms> mesh_;
   std::unique_ptr<AttentionPlanner> planner_;

@@ -2,13 +2,18 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "launch/evaluation_samples.h"
 #include "models/pipeline_run.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/data/indexed_dataset.h"
+#include "runtime/data/packed_batch.h"
 
 namespace evenkeel {
 
@@ -36,10 +41,21 @@ struct EvaluationShare {
   bool counts = true;  // whether no other rank has the same losses of the same tokens
 };
 
-// Scores the pieces of SequentialOrder: each document from its start on, in pieces of at most
-// `sequence_length` tokens; with max_samples > 0 only so many, evenly spread over the data set.
-// Samples are dealt to the replicas in turn, and every rank of `comm` must call it; all get the
-// same result, whatever their number.
+// Fills, on ranks that have them, (*losses)[i] for the tokens of batches[i]: this replica's samples
+// of a round, one a pass, some without tokens. `losses` has their number.
+using ScoreRound = std::function<absl::Status(int64_t round, absl::Span<const PackedBatch> batches,
+                                              std::vector<TokenLosses>* losses)>;
+
+// Scores the samples, which are dealt to share.replicas, with one call of `score` a round on every
+// rank. Every rank of `comm` must call it; all get the same result.
+absl::StatusOr<Evaluation> Evaluate(const IndexedDataset& dataset, const EvaluationSamples& samples,
+                                    const EvaluationShare& share, Communicator& comm,
+                                    const ScoreRound& score);
+
+// The same by passes of `run` in which each replica computes its own attention. Scores the pieces
+// of SequentialOrder: each document from its start on, in pieces of at most `sequence_length`
+// tokens; with max_samples > 0 only so many, evenly spread over the data set. The result does not
+// depend on the number of replicas.
 absl::StatusOr<Evaluation> Evaluate(PipelineRun& run, const IndexedDataset& dataset,
                                     int64_t sequence_length, int64_t max_samples,
                                     const EvaluationShare& share, Communicator& comm);

@@ -18,7 +18,7 @@ namespace {
 constexpr double kHeartbeatSeconds = 0.5;
 constexpr int kReportValues = 5;  // of RankLoad, as numbers
 constexpr int kLoadValues = 4;    // of ServerLoad
-constexpr int kOrderHeader = 3;
+constexpr int kOrderHeader = 4;
 
 // Open MPI's mpirun tells its processes what it was told (--enable-recovery).
 bool LauncherOutlivesRanks() {
@@ -137,9 +137,10 @@ std::vector<int> ServerLine::ServerRanks() const {
 absl::Status ServerLine::Order(const ServerOrder& order) {
   if (mesh_comm_->rank() != 0) return absl::OkStatus();
   std::fill(order_.begin(), order_.end(), 0.0);
-  order_[0] = order.goes_on ? 1 : 0;
+  order_[0] = static_cast<double>(order.work);
   order_[1] = static_cast<double>(order.step);
-  order_[2] = static_cast<double>(order.loads.size());
+  order_[2] = static_cast<double>(order.round);
+  order_[3] = static_cast<double>(order.loads.size());
   for (size_t i = 0; i < order.loads.size(); ++i) {
     double* const numbers = &order_[kOrderHeader + kLoadValues * i];
     std::copy_n(order.loads[i].planned, 2, numbers);
@@ -159,15 +160,16 @@ absl::Status ServerLine::Order(const ServerOrder& order) {
 absl::StatusOr<ServerOrder> ServerLine::NextOrder() {
   const ReceiveFrom receive{0, ViewOf(order_)};
   Work work = groups_.back()->SendRecvAsync({}, {&receive, 1}, "order to attention servers");
-  // An evaluation or a checkpoint may take longer than any message; where ranks are gone the job
+  // A checkpoint may take longer than any message; where ranks are gone the job
   // ends, or says so.
   absl::Status status = work.Wait();
   while (absl::IsDeadlineExceeded(status)) status = work.Wait();
   EK_RETURN_IF_ERROR(status);
   ServerOrder order;
-  order.goes_on = order_[0] != 0;
+  order.work = static_cast<PoolWork>(order_[0]);
   order.step = static_cast<int64_t>(order_[1]);
-  order.loads.resize(static_cast<size_t>(order_[2]));
+  order.round = static_cast<int64_t>(order_[2]);
+  order.loads.resize(static_cast<size_t>(order_[3]));
   for (size_t i = 0; i < order.loads.size(); ++i) {
     const double* const numbers = &order_[kOrderHeader + kLoadValues * i];
     std::copy_n(numbers, 2, order.loads[i].planned);

@@ -44,11 +44,20 @@ struct RankLoad {
 // Of a pool whose servers are the ranks of `comm`, on all of them. Collective.
 absl::StatusOr<PoolLoads> GatherLoads(Communicator& comm, int tp, const RankLoad& mine);
 
+// What the servers of a pool do next.
+enum class PoolWork {
+  kNone,        // the run has ended
+  kStep,        // a training step
+  kEvaluation,  // a round of held-out samples
+};
+
 struct ServerOrder {
-  bool goes_on = false;  // false: training has ended
-  int64_t step = 0;      // steps done
-  std::vector<ServerLoad>
-      loads;  // of the pass before, by rank of the pool; empty if it was not whole
+  PoolWork work = PoolWork::kNone;
+  int64_t step = 0;   // steps done
+  int64_t round = 0;  // of an evaluation
+  // Of the training pass before, by rank of the pool, in the first order after it; empty if it was
+  // not whole.
+  std::vector<ServerLoad> loads;
 };
 
 class ServerLine {

@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "launch/evaluation.h"
 #include "launch/machine.h"
 #include "launch/output_file.h"
 #include "launch/run_folder.h"
@@ -94,13 +93,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const RunConfig& config
   std::unique_ptr<Trainer> trainer(new Trainer(config, rank, std::move(plan), std::move(mesh_ranks),
                                                std::move(mesh), std::move(data), std::move(model),
                                                std::move(optimizer)));
+  EK_ASSIGN_OR_RETURN(trainer->held_out_, HeldOutData::Open(config, trainer->plan_.mesh));
   if (trainer->plan_.pools_attention()) EK_RETURN_IF_ERROR(trainer->MakePlanner());
   if (const auto& servers = trainer->mesh_ranks_.servers) {
     servers->Watch(device_comm, *trainer->mesh_);
-  }
-  if (!config.data.validation.empty()) {
-    EK_ASSIGN_OR_RETURN(trainer->validation_, OpenDataset("data.validation", config.data.validation,
-                                                          config.model.vocab_size));
   }
   return trainer;
 }
@@ -194,17 +190,6 @@ absl::Status Trainer::Start() {
   return RecallEvaluation();
 }
 
-absl::Status Trainer::RecallEvaluation() {
-  int64_t evaluated = -1;
-  if (report_.has_value()) {
-    EK_ASSIGN_OR_RETURN(evaluated, report_->LastEvaluatedStep());
-  }
-  EK_RETURN_IF_ERROR(
-      comm_.AllReduce(TensorView(&evaluated, DType::kI64, {1}), ReduceOp::kMax, "evaluated step"));
-  evaluated_step_ = evaluated;
-  return absl::OkStatus();
-}
-
 absl::Status Trainer::Run() {
   const absl::Status status = RunSteps();
   if (mesh_ranks_.servers == nullptr || absl::IsDeadlineExceeded(status)) return status;
@@ -225,9 +210,7 @@ absl::Status Trainer::RunSteps() {
     EK_RETURN_IF_ERROR(tracer_->BeginStep(progress_.step + 1, context_));
     const double begin = Now();
     const absl::StatusOr<StepResult> result = Step();
-    if (has_too_few_servers_ && config_.checkpoint.every >= 0 && saved_step_ != progress_.step) {
-      EK_RETURN_IF_ERROR(Save());
-    }
+    EK_RETURN_IF_ERROR(SaveWithoutServers());
     EK_RETURN_IF_ERROR(result.status());
     tracer_->EndStep(progress_.step, context_);
     EK_RETURN_IF_ERROR(ReportStep(*result, Now() - begin));
@@ -408,16 +391,11 @@ absl::Status Trainer::ReportStep(const StepResult& result, double seconds) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::EvaluateHeldOut() {
-  if (evaluated_step_ == progress_.step) return absl::OkStatus();
-  evaluated_step_ = progress_.step;
-  if (!validation_.has_value()) return absl::OkStatus();
-  EK_ASSIGN_OR_RETURN(
-      const Evaluation evaluation,
-      Evaluate(pipeline_, *validation_, config_.data.sequence_length, config_.train.eval_samples,
-               {mesh_->shape().dp, mesh_->coord().dp, CountsLosses()}, comm_));
-  if (report_.has_value()) report_->Eval(progress_.step, evaluation);
-  return absl::OkStatus();
+absl::Status Trainer::SaveWithoutServers() {
+  if (!has_too_few_servers_ || config_.checkpoint.every < 0 || saved_step_ == progress_.step) {
+    return absl::OkStatus();
+  }
+  return Save();
 }
 
 absl::Status Trainer::Save() {

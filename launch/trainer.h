@@ -77,7 +77,12 @@ class Trainer {
   absl::Status RecallEvaluation();
   // Does nothing where the present step was evaluated already, also by an earlier process.
   absl::Status EvaluateHeldOut();
+  // Losses of this replica's samples of a round: with attention of its own, or of the pool.
+  absl::Status ScoreSamples(int64_t round, absl::Span<const PackedBatch> batches,
+                            std::vector<TokenLosses>* losses);
   absl::Status Save();
+  // Of a step or an evaluation that failed as too few servers are left: saves.
+  absl::Status SaveWithoutServers();
   // Forward and backward of the step's batches, to gradients that are whole. sums [2]: of the
   // losses, and of the squares of the gradient.
   absl::Status ComputeGradients(const std::vector<PackedBatch>& batches, double scale,
@@ -85,15 +90,18 @@ class Trainer {
   absl::Status TrainBatches(const std::vector<PackedBatch>& batches, double scale,
                             TensorView loss_sum);
   absl::Status MakePlanner();
+  PoolSetup Pool() const;
   // What the pool's servers measured in the pass, to report and to plan with: of dedicated ones
-  // before the pass is believed (false: one was lost, and what the pass left behind is not to be
+  // before the pass is believed (none: one was lost, and what the pass left behind is not to be
   // used), else when the step's results are here, so that a GPU has not to be waited for twice.
-  absl::StatusOr<bool> CollectServerLoads();
+  absl::StatusOr<std::optional<PoolLoads>> CollectServerLoads();
   absl::Status ShareLoads();
   RankLoad TakeLoad();
   void NoteLoads(const PoolLoads& pool);
-  // Goes on without the servers that were lost.
-  absl::Status ReplaceServers();
+  // Tells the servers what comes next.
+  absl::Status OrderServers(PoolWork work, int64_t round);
+  // Goes on without the servers that were lost. `redone`: what is computed again.
+  absl::Status ReplaceServers(int64_t step, const char* redone);
   absl::StatusOr<std::vector<PackedBatch>> ReadBatches(double* model_flops);
   // Whether no other rank computes the losses of the same tokens.
   bool CountsLosses() const;
@@ -110,13 +118,13 @@ class Trainer {
   ParallelPlan plan_;
   std::unique_ptr<MeshComms> mesh_;
   TrainingData data_;
-  std::optional<IndexedDataset> validation_;
+  std::optional<HeldOutData> held_out_;
   Model model_;
   Optimizer optimizer_;
   PipelineRun pipeline_;
   std::unique_ptr<AttentionPlanner> attention_planner_;  // with disaggregated attention
   AttentionMetrics attention_;                           // of the step
-  std::vector<ServerLoad> loads_;                        // of the pass before
+  std::vector<ServerLoad> loads_;  // of the pass before, until servers are told
   bool has_too_few_servers_ = false;
   ModelShape shape_;
   TrainingProgress progress_;

@@ -27,7 +27,7 @@ absl::Status Trainer::MakePlanner() {
     plan_.num_dedicated = static_cast<int>(mesh_ranks_.servers->servers().size());
   }
   EK_ASSIGN_OR_RETURN(attention_planner_,
-                      MakeAttentionPlanner(config_, plan_, data_.dataset(), context_,
+                      MakeAttentionPlanner(config_, plan_, data_.dataset(), held_out_, context_,
                                            comm_.rank() / plan_.mesh.tp));
   return absl::OkStatus();
 }
@@ -50,8 +50,11 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
     }
   }
   attention_.planned_imbalance = mean > 0 ? heaviest / mean : 1;
-  const PoolSetup pool{mesh_->pool(), plan_.pool_heads(), plan_.server_mode};
-  return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, pool, step);
+  return pipeline_.TrainPooled(batches, scale, config_.runtime.recompute, loss_sum, Pool(), step);
+}
+
+PoolSetup Trainer::Pool() const {
+  return {mesh_->pool(), plan_.pool_heads(), plan_.server_mode};
 }
 
 RankLoad Trainer::TakeLoad() {
@@ -72,34 +75,37 @@ absl::Status Trainer::ShareLoads() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> Trainer::CollectServerLoads() {
+absl::Status Trainer::OrderServers(PoolWork work, int64_t round) {
+  if (mesh_ranks_.servers == nullptr) return absl::OkStatus();
+  // They learn from each pass once, as this rank has.
+  return mesh_ranks_.servers->Order(
+      {work, progress_.step, round, std::exchange(loads_, std::vector<ServerLoad>())});
+}
+
+absl::StatusOr<std::optional<PoolLoads>> Trainer::CollectServerLoads() {
   EK_RETURN_IF_ERROR(mesh_->log().status());
   // On a GPU only the end of the pass tells whether its messages came.
   if (mesh_ranks_.servers->outlives_servers()) EK_RETURN_IF_ERROR(WaitForOps(context_));
   const bool is_interrupted = mesh_->pool() != nullptr && mesh_->pool()->is_interrupted();
   bool is_whole = true;
-  EK_ASSIGN_OR_RETURN(const PoolLoads pool,
+  EK_ASSIGN_OR_RETURN(PoolLoads pool,
                       mesh_ranks_.servers->Collect(TakeLoad(), is_interrupted, &is_whole));
-  loads_.clear();
-  if (!is_whole) return false;
-  loads_ = pool.loads;
-  NoteLoads(pool);
-  return true;
+  if (!is_whole) return std::nullopt;
+  return pool;
 }
 
-absl::Status Trainer::ReplaceServers() {
+absl::Status Trainer::ReplaceServers(int64_t step, const char* redone) {
   ServerLine& servers = *mesh_ranks_.servers;
   const double begin = Now();
   Communicator& device_world = gpu_comm_ == nullptr ? world_ : gpu_comm_->world();
   EK_ASSIGN_OR_RETURN(const std::string who, servers.Regroup(device_world, *mesh_));
   const auto left = static_cast<int>(servers.servers().size());
   if (report_.has_value()) {
-    report_->Fault(progress_.step + 1,
-                   absl::StrFormat("lost of the attention servers: %s; %d left%s", who, left,
-                                   left < plan_.least_dedicated
-                                       ? ""
-                                       : absl::StrFormat(", the step is computed again (%.1f s)",
-                                                         Now() - begin)));
+    report_->Fault(step, absl::StrFormat("lost of the attention servers: %s; %d left%s", who, left,
+                                         left < plan_.least_dedicated
+                                             ? ""
+                                             : absl::StrFormat(", %s is computed again (%.1f s)",
+                                                               redone, Now() - begin)));
   }
   if (left < plan_.least_dedicated) {
     has_too_few_servers_ = true;
@@ -118,15 +124,17 @@ absl::Status Trainer::ReplaceServers() {
 absl::Status Trainer::ComputeGradients(const std::vector<PackedBatch>& batches, double scale,
                                        TensorView sums) {
   while (true) {
-    if (mesh_ranks_.servers != nullptr) {
-      EK_RETURN_IF_ERROR(mesh_ranks_.servers->Order({true, progress_.step, loads_}));
-    }
+    EK_RETURN_IF_ERROR(OrderServers(PoolWork::kStep, /*round=*/0));
     EK_RETURN_IF_ERROR(TrainBatches(batches, scale, sums.Rows(0, 1)));
     model_.FinishGradients(context_, sums.Rows(1, 2));
     if (mesh_ranks_.servers == nullptr) return absl::OkStatus();
-    EK_ASSIGN_OR_RETURN(const bool is_whole, CollectServerLoads());
-    if (is_whole) return absl::OkStatus();
-    EK_RETURN_IF_ERROR(ReplaceServers());
+    EK_ASSIGN_OR_RETURN(const std::optional<PoolLoads> loads, CollectServerLoads());
+    if (loads.has_value()) {
+      loads_ = loads->loads;
+      NoteLoads(*loads);
+      return absl::OkStatus();
+    }
+    EK_RETURN_IF_ERROR(ReplaceServers(progress_.step + 1, "the step"));
     model_.DropGradients(context_);
     SetZero(context_, sums);
   }

@@ -1,5 +1,7 @@
 #include "launch/training_data.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/status_macros.h"
@@ -39,6 +41,17 @@ absl::StatusOr<IndexedDataset> OpenDataset(const char* key, const std::string& p
     return OfKey(key, status);
   }
   return dataset;
+}
+
+absl::StatusOr<std::optional<HeldOutData>> HeldOutData::Open(const RunConfig& config,
+                                                             const MeshShape& mesh) {
+  if (config.data.validation.empty()) return std::nullopt;
+  EK_ASSIGN_OR_RETURN(IndexedDataset dataset, OpenDataset("data.validation", config.data.validation,
+                                                          config.model.vocab_size));
+  auto samples = EvaluationSamples::Create(dataset.document_lengths(), config.data.sequence_length,
+                                           config.train.eval_samples, mesh.dp, mesh.pp);
+  if (!samples.ok()) return OfKey("data.validation", samples.status());
+  return HeldOutData{std::move(dataset), *std::move(samples)};
 }
 
 absl::StatusOr<TrainingData> TrainingData::Open(const std::string& prefix, int64_t vocab_size,

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "launch/evaluation_samples.h"
+#include "launch/run_config.h"
 #include "parallel/batch_layout.h"
+#include "parallel/mesh.h"
 #include "runtime/data/indexed_dataset.h"
 #include "runtime/data/packed_batch.h"
 #include "runtime/data/sample_order.h"
@@ -17,6 +21,16 @@ namespace evenkeel {
 // whose own description promises tokens beyond `vocab_size` is refused here, not when one is read.
 absl::StatusOr<IndexedDataset> OpenDataset(const char* key, const std::string& prefix,
                                            int64_t vocab_size);
+
+// What a run is evaluated on, and how its replicas share it.
+struct HeldOutData {
+  // Opens data.validation; nothing where the config names none.
+  static absl::StatusOr<std::optional<HeldOutData>> Open(const RunConfig& config,
+                                                         const MeshShape& mesh);
+
+  IndexedDataset dataset;
+  EvaluationSamples samples;
+};
 
 class TrainingData {
  public:

@@ -160,8 +160,26 @@ absl::Status PipelineRun::Train(absl::Span<const PackedBatch> batches, double lo
   return absl::OkStatus();
 }
 
-absl::Status PipelineRun::Losses(const PackedBatch& batch, TokenLosses* result) {
-  *result = TokenLosses();
+absl::Status PipelineRun::ReadTokenLosses(const OpContext& context, const StagePass& pass,
+                                          TokenLosses* result) {
+  const PackedBatch& tokens = pass.tokens();
+  result->losses.resize(tokens.tokens.size());
+  EK_RETURN_IF_ERROR(model_.ReadLosses(context, pass, absl::MakeSpan(result->losses)));
+  result->targets = tokens.targets;
+  result->positions = tokens.positions;
+  return absl::OkStatus();
+}
+
+absl::Status PipelineRun::Losses(absl::Span<const PackedBatch> batches,
+                                 std::vector<TokenLosses>* results) {
+  results->assign(batches.size(), TokenLosses());
+  for (size_t i = 0; i < batches.size(); ++i) {
+    EK_RETURN_IF_ERROR(LossesOf(batches[i], &(*results)[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PipelineRun::LossesOf(const PackedBatch& batch, TokenLosses* result) {
   for (int chunk = 0; chunk < model_.num_chunks(); ++chunk) {
     const ArenaScope scope(context_.arena);
     StagePass pass;
@@ -178,11 +196,7 @@ absl::Status PipelineRun::Losses(const PackedBatch& batch, TokenLosses* result) 
       links_.forward_to_next->Wait(work);
       continue;
     }
-    const PackedBatch& tokens = pass.tokens();
-    result->losses.resize(tokens.tokens.size());
-    EK_RETURN_IF_ERROR(model_.ReadLosses(context_, pass, absl::MakeSpan(result->losses)));
-    result->targets = tokens.targets;
-    result->positions = tokens.positions;
+    EK_RETURN_IF_ERROR(ReadTokenLosses(context_, pass, result));
   }
   EK_RETURN_IF_ERROR(WaitForOps(context_));
   return absl::OkStatus();

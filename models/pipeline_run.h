@@ -10,6 +10,7 @@
 #include "attention/pool_step.h"
 #include "attention/server_pass.h"
 #include "models/model.h"
+#include "models/pooled_pass.h"
 #include "parallel/mesh_comms.h"
 #include "parallel/pipeline_schedule.h"
 #include "runtime/data/packed_batch.h"
@@ -52,16 +53,25 @@ class PipelineRun {
                            Recompute recompute, TensorView loss_sum, const PoolSetup& pool,
                            PoolStep& step);
 
-  // A forward pass that keeps nothing. The last stage gets the losses of its tokens, the others
-  // nothing. Every rank of the pipeline calls it.
-  absl::Status Losses(const PackedBatch& batch, TokenLosses* result);
+  // Losses of several micro-batches with disaggregated attention: runs the ticks of `step`
+  // (PlanPoolForward), which was planned for these batches. Results are those of Losses. A pass
+  // takes the memory that a micro-batch's forward pass takes in training. Every rank of the pool
+  // calls it.
+  absl::Status LossesPooled(absl::Span<const PackedBatch> batches, Recompute recompute,
+                            const PoolSetup& pool, PoolStep& step,
+                            std::vector<TokenLosses>* results);
+
+  // Forward passes that keep nothing. On the last stage (*results)[i] are the losses of its tokens
+  // of batches[i]; the others get nothing. Every rank of the pipeline calls it.
+  absl::Status Losses(absl::Span<const PackedBatch> batches, std::vector<TokenLosses>* results);
 
   // Seconds of the last Train that this rank's host spent in actions, and of those waiting for
   // other stages. On a GPU the host only enqueues.
   double busy_seconds() const { return busy_seconds_; }
   double waiting_seconds() const { return waiting_seconds_; }
 
-  // Of the last TrainPooled, once: this rank's attention for the pool, forward and backward.
+  // Of the last TrainPooled or LossesPooled, once: this rank's attention for the pool, forward and
+  // backward.
   ServerTimes TakeServerTimes(PipelinePhase phase) {
     return server_clocks_[phase == PipelinePhase::kForward ? 0 : 1].Take();
   }
@@ -90,7 +100,16 @@ class PipelineRun {
   absl::Status MakeArena(std::unique_ptr<Arena>* arena, std::unique_ptr<OpContext>* context);
   Slot& SlotOf(size_t action) { return *slots_[static_cast<size_t>(slot_of_[action])]; }
   void Begin(size_t action, absl::Span<const PackedBatch> batches);
+  absl::Status LossesOf(const PackedBatch& batch, TokenLosses* result);
   void Wait(AxisComm* link, Work& work);
+  // Makes what the ticks of a pooled pass need.
+  absl::Status BeginPooled(const PoolSetup& pool, PoolAccess* access);
+  // From what the stage before sends to what the next one receives (slot.send, under way).
+  void RunForward(const PoolAccess& access, const PoolTick& tick, const PackedBatch& batch,
+                  bool backward, Recompute recompute, Slot& slot);
+  // Of the tokens of a pass that the last stage has run.
+  absl::Status ReadTokenLosses(const OpContext& context, const StagePass& pass,
+                               TokenLosses* result);
   void SendGradient(const Slot& slot);
   bool IsFirstStage(int chunk) const { return pp_rank_ == 0 && chunk == 0; }
   bool IsLastStage(int chunk) const {
@@ -106,7 +125,7 @@ class PipelineRun {
   std::vector<std::unique_ptr<Slot>> slots_;
   std::unique_ptr<Arena> pool_arena_;  // what travels to attention servers
   std::unique_ptr<OpContext> pool_context_;
-  std::vector<ServerClock> server_clocks_;  // none before the first TrainPooled
+  std::vector<ServerClock> server_clocks_;  // none before the first pooled pass
   PipelineSchedule schedule_;
   std::vector<int> slot_of_;   // by action of this rank
   std::vector<int64_t> left_;  // backward passes still to come, by chunk

@@ -1,6 +1,7 @@
 """Training with disaggregated attention: whoever computes it, the losses are those of one rank;
 runs resume to the bit, under other layouts, too; and what it costs is in metrics.jsonl."""
 
+import json
 import math
 import unittest
 
@@ -49,7 +50,6 @@ class DisaggregationTest(EndToEndTest):
             for key in ("loss", "grad_norm"):
                 self.assertAlmostEqual(row[key], other[key], delta=tolerance * abs(other[key]),
                                        msg=f"{key} of step {row['step']} under {layout}")
-        # An evaluation has no pool: ranks of a sample gather its keys.
         rows, others = metrics(run, "eval"), metrics(reference, "eval")
         self.assertEqual([row["step"] for row in rows], [STEPS], layout)
         self.assertAlmostEqual(rows[0]["loss"], others[0]["loss"],
@@ -91,10 +91,11 @@ class DisaggregationTest(EndToEndTest):
 
     def test_every_mode_in_float64(self):
         reference = self.reference(runtime__dtype="float64")
-        for extra in ((), ("ping_pong=on", "zero=3"), ("attention_speeds=measured",)):
-            layout = ("dp=2", "cp=2", *extra)
+        for layout, ranks in ((("dp=2", "cp=2"), 4), (("dp=2", "cp=2", "ping_pong=on", "zero=3"), 4),
+                              (("dp=2", "cp=2", "attention_speeds=measured"), 4),
+                              (("pp=2", "tp=2", "attention_servers=1"), 6)):
             config, run = self.config("-".join(layout).replace("=", ""), runtime__dtype="float64")
-            self.train(config, *overrides(layout), ranks=4)
+            self.train(config, *overrides(layout), ranks=ranks)
             self.assert_same_losses(run, reference, layout, 1e-9)
 
     def test_the_same_run_resumed_gives_the_same_bits(self):
@@ -123,6 +124,23 @@ class DisaggregationTest(EndToEndTest):
         self.assertEqual(checkpoint_steps(run)[-1], 4)
         self.train(config, *overrides(("tp=2",)), ranks=2)
         self.assert_same_losses(run, reference, "several layouts in turn", 2e-5)
+
+    def test_a_timeline_is_of_steps_not_of_evaluations(self):
+        config, run = self.config(train__eval_every=1)
+        self.train(config, *overrides(("pp=2", "dp=2")), "trace.steps=2", "trace.first_step=2",
+                   ranks=4)
+        self.assertEqual(len(metrics(run, "eval")), STEPS + 1)
+        for rank in range(4):
+            events = json.loads((run / f"trace/rank-{rank}.json").read_text())
+            spans = [event for event in events if event["ph"] == "X"]
+            steps = [span for span in spans if span["name"].startswith("step ")]
+            self.assertEqual([span["name"] for span in steps], ["step 2", "step 3"])
+            self.assertTrue(any(span["name"].startswith("attend") for span in spans))
+            for span in spans:
+                self.assertTrue(
+                    any(step["ts"] <= span["ts"] and
+                        span["ts"] + span["dur"] <= step["ts"] + step["dur"] + 1 for step in steps),
+                    f"{span} is in no step")
 
     def refuse(self, *settings, ranks, words):
         config, run = self.config()

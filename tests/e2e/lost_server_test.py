@@ -1,5 +1,5 @@
-"""A dedicated attention server dies, or stops answering, in the middle of a step: the others take its
-tasks over, the step is computed again, and losses are those of a run without failure. With too few
+"""A dedicated attention server dies, or stops answering, in the middle of a step or an evaluation: the
+others take its tasks over, the pass is computed again, and losses are those of a run without failure. With too few
 left the run saves and leaves with exit code 7. A rank that has weights ends the run.
 
     EVENKEEL=build/cuda/launch/evenkeel EVENKEEL_DEVICE=cuda python3 tests/e2e/lost_server_test.py
@@ -14,7 +14,7 @@ import time
 import unittest
 
 from harness import (MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_steps, children_of, command,
-                     environment, is_running, metrics)
+                     environment, is_running, metrics, random_documents, write_dataset)
 
 DEVICE = os.environ.get("EVENKEEL_DEVICE", "cpu")
 # Ranks that share a GPU take turns: a step takes a second or two.
@@ -51,7 +51,7 @@ class LostServerTest(EndToEndTest):
         settings = {"model__layer_pattern": ["softmax"], "model__num_layers": 3,
                     "model__num_heads": 4, "model__hidden_size": 32, "data__sequence_length": 256,
                     "train__steps": STEPS, "train__global_batch_size": 4,
-                    "train__micro_batch_size": 1, "train__eval_every": STEPS // 2,
+                    "train__micro_batch_size": 1, "train__eval_every": STEPS // 2, "train__eval_samples": 0,
                     # Small enough that the loss does not leap, which in bf16 no two layouts do alike.
                     "train__lr": 0.003}
         if DEVICE == "cuda":
@@ -135,6 +135,52 @@ class LostServerTest(EndToEndTest):
         # The same command goes on.
         self.finish(self.start_resilient(config, 2, "parallel.attention_servers_min=2"))
         self.assert_same_losses(run, reference)
+
+    def assert_same_evaluations(self, run, reference):
+        rows, others = metrics(run, "eval"), metrics(reference, "eval")
+        self.assertEqual([row["step"] for row in rows], [row["step"] for row in others])
+        for row, other in zip(rows, others):
+            self.assertEqual(row["tokens"], other["tokens"])
+            self.assertAlmostEqual(row["loss"], other["loss"], delta=TOLERANCE * other["loss"],
+                                   msg=f"evaluation of step {row['step']}")
+
+    def hold_out_much(self):
+        """An evaluation takes a while, so that it is what a loss after its step meets."""
+        draw = random.Random(5)
+        count = {"cpu": 800, "cuda": 100}[DEVICE]
+        lengths = [draw.randrange(100, 250) for _ in range(count)]
+        write_dataset(self.folder / "valid", random_documents(2, lengths))
+
+    def test_a_server_is_lost_during_an_evaluation(self):
+        self.hold_out_much()
+        reference = self.reference()
+        for round_number, how in enumerate((signal.SIGKILL, signal.SIGSTOP)):
+            config, run = self.config(f"run{round_number}")
+            process = self.start_resilient(config, servers=2)
+            self.lose(run, process, 2, STEPS // 2, how, 0.05)
+            output = self.finish(process)
+            faults = metrics(run, "fault")
+            self.assertEqual(len(faults), 1, output)
+            self.assertEqual(faults[0]["step"], STEPS // 2)
+            self.assertIn("1 left, a part of the evaluation is computed again", faults[0]["what"])
+            self.assert_same_losses(run, reference)
+            self.assert_same_evaluations(run, reference)
+
+    def test_with_too_few_left_during_an_evaluation_the_run_saves(self):
+        self.hold_out_much()
+        reference = self.reference()
+        config, run = self.config()
+        process = self.start_resilient(config, 2, "parallel.attention_servers_min=2")
+        self.lose(run, process, 3, STEPS // 2, signal.SIGKILL, 0.05)
+        output = self.finish(process, PEERS_LOST)
+        self.assertRegex(output, f"stopped at step {STEPS // 2}, saved")
+        self.assertEqual(checkpoint_steps(run), [STEPS // 2])
+        self.assertEqual(metrics(run, "train")[-1]["step"], STEPS // 2)
+        self.assertEqual([row["step"] for row in metrics(run, "eval")], [0])
+        # The same command does that evaluation and goes on.
+        self.finish(self.start_resilient(config, 2, "parallel.attention_servers_min=2"))
+        self.assert_same_losses(run, reference)
+        self.assertEqual([row["step"] for row in metrics(run, "eval")][-2:], [STEPS // 2, STEPS])
 
     def test_a_rank_with_weights_ends_the_run(self):
         config, run = self.config(train__steps=100000)

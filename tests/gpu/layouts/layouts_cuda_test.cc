@@ -82,7 +82,7 @@ LayoutCase ForGpu(LayoutCase layout) {
 
 PoolStep PlanPool(const LayoutCase& layout, const ParallelPlan& plan,
                   const std::vector<std::vector<PackedBatch>>& batches, const MeshCoord& at,
-                  DType dtype) {
+                  DType dtype, bool trains) {
   PoolPlanOptions options = plan.pool_options(dtype);
   options.speed = layout.pool_speed;
   options.speed.resize(static_cast<size_t>(plan.pool().num_ranks()), 1);
@@ -91,7 +91,9 @@ PoolStep PlanPool(const LayoutCase& layout, const ParallelPlan& plan,
     cu_seqlens.emplace_back();
     for (const PackedBatch& batch : replica) cu_seqlens.back().push_back(batch.cu_seqlens);
   }
-  return PlanPoolStep(plan.pool(), options, cu_seqlens, plan.pool().RankOf(at.pp, at.dp, at.cp));
+  const int rank = plan.pool().RankOf(at.pp, at.dp, at.cp);
+  return trains ? PlanPoolStep(plan.pool(), options, cu_seqlens, rank)
+                : PlanPoolForward(plan.pool(), options, cu_seqlens, rank);
 }
 
 std::vector<std::vector<PackedBatch>> BatchesOf(const LayoutCase& layout, uint64_t round) {
@@ -134,10 +136,12 @@ int64_t NumRounds(const LayoutCase& layout) {
   return std::min(kMaxRounds, (wanted + tokens - 1) / tokens);
 }
 
-// What a round leaves behind: gradients, the sum of losses, the squared norm of the gradient.
+// What a round leaves behind: gradients, the sum of losses, in training and in evaluation, the
+// squared norm of the gradient.
 struct Outcome {
   std::vector<double> gradients;
   double loss = 0;
+  double held_out = 0;
   double squares = 0;
 };
 
@@ -191,12 +195,16 @@ void Run(const OpContext& context, MemoryTracker& tracker, const LayoutCase& lay
       if (plan.mesh.dp > 1 && static_cast<int>(replica) != at.dp) continue;
       mine.insert(mine.end(), batches[replica].begin(), batches[replica].end());
     }
+    std::vector<TokenLosses> held_out;
     if (plan.pools_attention()) {
-      PoolStep step = PlanPool(layout, plan, batches, at, context.dtype);
+      PoolStep step = PlanPool(layout, plan, batches, at, context.dtype, /*trains=*/true);
+      PoolStep forward = PlanPool(layout, plan, batches, at, context.dtype, /*trains=*/false);
       const PoolSetup pool{(*mesh)->pool(), plan.pool_heads(), plan.server_mode};
       Check(pipeline.TrainPooled(mine, 0.01, layout.recompute, sums.Rows(0, 1), pool, step));
+      Check(pipeline.LossesPooled(mine, layout.recompute, pool, forward, &held_out));
     } else {
       Check(pipeline.Train(mine, 0.01, layout.recompute, sums.Rows(0, 1)));
+      Check(pipeline.Losses(mine, &held_out));
     }
     model->FinishGradients(context, sums.Rows(1, 2));
     double values[2] = {0, 0};
@@ -204,10 +212,15 @@ void Run(const OpContext& context, MemoryTracker& tracker, const LayoutCase& lay
     Check((*mesh)->log().status());
     Outcome& outcome = outcomes->emplace_back();
     outcome.loss = at.tp == 0 && at.pp + 1 == plan.mesh.pp ? values[0] : 0;
+    for (const TokenLosses& batch : held_out) {
+      for (const double each : batch.losses) outcome.held_out += at.tp == 0 ? each : 0;
+    }
     outcome.squares = values[1];
     outcome.gradients.resize(static_cast<size_t>(model->store().num_owned()));
     Check(ReadDoubles(context, model->gradients().view(), absl::MakeSpan(outcome.gradients)));
     Check(host.AllReduce(TensorView(&outcome.loss, DType::kF64, {1}), ReduceOp::kSum, "loss"));
+    Check(host.AllReduce(TensorView(&outcome.held_out, DType::kF64, {1}), ReduceOp::kSum,
+                         "held-out loss"));
   }
 }
 
@@ -251,10 +264,12 @@ void CompareLayout(const LayoutCase& layout, GpuRank& rank) {
   std::map<std::string, int64_t> offset_of;
   for (const ParameterSpec& spec : whole.specs()) offset_of[spec.name] = spec.offset;
   std::map<std::string, Errors> by_parameter;
-  Errors loss, norm;
+  Errors loss, held_out, norm;
   for (size_t r = 0; r < want.size(); ++r) {
     const bool is_rounded = plan->mesh.tp > 1;
     loss.Add(got[r].loss, alone[r].loss, is_rounded ? rounded[r].loss : want[r].loss, want[r].loss);
+    held_out.Add(got[r].held_out, alone[r].held_out,
+                 is_rounded ? rounded[r].held_out : want[r].held_out, want[r].held_out);
     norm.Add(std::sqrt(got[r].squares), std::sqrt(alone[r].squares),
              std::sqrt(is_rounded ? rounded[r].squares : want[r].squares),
              std::sqrt(want[r].squares));
@@ -280,6 +295,8 @@ void CompareLayout(const LayoutCase& layout, GpuRank& rank) {
   // partial sums, shows many times over.
   const bool is_rough = layout.model_name.find("transnormer") == 0;
   EXPECT_LE(std::sqrt(loss.layout), 2 * loss.expected() + 2e-3 * std::sqrt(loss.length));
+  EXPECT_LE(std::sqrt(held_out.layout),
+            2 * held_out.expected() + 2e-3 * std::sqrt(held_out.length));
   EXPECT_LE(std::sqrt(norm.layout),
             (is_rough ? 6 : 2) * norm.expected() + 0.02 * std::sqrt(norm.length) + 1e-9);
   // Of what cancels to zero, as the gradient of a query that sees one key, float32's rounding is

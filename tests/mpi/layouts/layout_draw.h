@@ -197,6 +197,23 @@ inline LayoutCase DrawPooledLayout(uint64_t seed, int ranks) {
   return layout;
 }
 
+// A pooled layout beside dedicated servers, `ranks` > 1 all together.
+inline LayoutCase DrawServedLayout(uint64_t seed, int ranks) {
+  Draw draw(seed);
+  LayoutCase layout;
+  int tp = 0;
+  int64_t servers = 0;
+  while (tp == 0 || servers % tp != 0) {
+    servers = draw.Int(1, ranks - 1);
+    layout = DrawPooledLayout(static_cast<uint64_t>(draw.Int(0, 1 << 20)),
+                              ranks - static_cast<int>(servers));
+    tp = layout.parallel.mesh.tp;
+  }
+  layout.pool_speed.clear();
+  layout.parallel.attention_servers = static_cast<int>(servers) / tp;
+  return layout;
+}
+
 // The first layout from `seed` on with tensor parallelism, if `ranks` can have it, and a long
 // micro-batch.
 inline LayoutCase DrawLongLayout(uint64_t seed, int ranks, Recompute recompute) {

@@ -10,6 +10,7 @@
 #include "launch/parallel_config.h"
 #include "models/optimizer.h"
 #include "models/pipeline_run.h"
+#include "models/pooled_pass.h"
 #include "models/state_placement.h"
 #include "parallel/mesh_comms.h"
 #include "tests/mpi/layouts/layout_draw.h"
@@ -124,14 +125,20 @@ struct PartRun {
 
   PoolStep PlanPool(const LayoutCase& layout,
                     const std::vector<std::vector<PackedBatch>>& batches) const {
+    return PlanPoolStep(plan.pool(), PoolOptions(layout), CuSeqlensOf(batches), pool_rank());
+  }
+
+  PoolPlanOptions PoolOptions(const LayoutCase& layout) const {
     PoolPlanOptions options = plan.pool_options(runtime.context.dtype);
     for (size_t r = 0; r < options.speed.size() && r < layout.pool_speed.size(); ++r) {
       options.speed[r] = layout.pool_speed[r];
     }
-    const auto cu_seqlens = CuSeqlensOf(batches);
+    return options;
+  }
+  PoolSetup Pool() const { return {mesh->pool(), plan.pool_heads(), plan.server_mode}; }
+  int pool_rank() const {
     const MeshCoord& at = mesh->coord();
-    const PoolShape pool = plan.pool();
-    return PlanPoolStep(pool, options, cu_seqlens, pool.RankOf(at.pp, at.dp, at.cp));
+    return plan.pool().RankOf(at.pp, at.dp, at.cp);
   }
 
   StepOutcome Gradients(const LayoutCase& layout,
@@ -142,8 +149,7 @@ struct PartRun {
     const auto& mine = batches[static_cast<size_t>(at.dp)];
     if (plan.pools_attention()) {
       PoolStep step = PlanPool(layout, batches);
-      const PoolSetup pool{mesh->pool(), plan.pool_heads(), plan.server_mode};
-      EXPECT_TRUE(pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, pool, step).ok());
+      EXPECT_TRUE(pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, Pool(), step).ok());
     } else {
       EXPECT_TRUE(pipeline.Train(mine, scale, layout.recompute, loss_sum).ok());
     }
@@ -181,6 +187,35 @@ struct PartRun {
   Optimizer optimizer;
   PipelineRun pipeline;
   RankPlacement place;
+};
+
+// A dedicated attention server, one of the last ranks of `comm`.
+struct ServerRun {
+  ServerRun(const LayoutCase& layout, Communicator& comm, DType dtype)
+      : runtime(dtype),
+        plan(*PlanParallel(layout.model, layout.parallel, comm.size())),
+        mesh(*MeshComms::Create(comm, plan.comms())),
+        pool_rank(plan.pool().num_owners() +
+                  (comm.rank() - static_cast<int>(plan.mesh.num_ranks())) / plan.mesh.tp),
+        clocks(MakeServerClocks(runtime.context)) {}
+
+  // `step`: planned for pool_rank.
+  void Serve(PoolStep step) {
+    const PoolAccess access{&runtime.context, mesh->pool(), plan.pool_heads(), plan.server_mode,
+                            clocks.data()};
+    for (PoolTick& tick : step.ticks) {
+      const ArenaScope scope(runtime.arena);
+      Prepare(runtime.context, access.heads.of_tasks(), tick);
+      ServeTick(access, tick);
+    }
+    EXPECT_TRUE(mesh->log().status().ok()) << mesh->log().status();
+  }
+
+  TestRuntime runtime;
+  ParallelPlan plan;
+  std::unique_ptr<MeshComms> mesh;
+  int pool_rank;
+  std::vector<ServerClock> clocks;
 };
 
 // Whether a rank has failed, so that all leave a test together. Collective.

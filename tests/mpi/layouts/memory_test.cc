@@ -14,6 +14,7 @@ namespace evenkeel {
 namespace {
 
 using testing_support::BatchesOf;
+using testing_support::CuSeqlensOf;
 using testing_support::DrawLayout;
 using testing_support::DrawPooledLayout;
 using testing_support::FailedAnywhere;
@@ -60,6 +61,7 @@ class MemoryOfLayouts : public testing::Test {
                            TensorView(const_cast<double*>(&outcome.squares), DType::kF64, {1}));
     }
     SCOPED_TRACE(layout.ToString());
+    if (run.plan.pools_attention()) Evaluate(layout, batches, run);
     const MemoryPlan plan = Planned(layout);
     const MemoryTracker& tracker = run.runtime.tracker;
     EXPECT_EQ(plan.weights, tracker.peak(MemoryPurpose::kWeights));
@@ -76,6 +78,22 @@ class MemoryOfLayouts : public testing::Test {
     const int64_t scratch = SizeOf(kDType) * 12 * 1024;
     EXPECT_LE(planned, real + arenas * 4096);
     EXPECT_GE(planned, real - arenas * scratch);
+  }
+
+  // Held-out batches as large as those of training take no more than these.
+  void Evaluate(const LayoutCase& layout, const std::vector<std::vector<PackedBatch>>& batches,
+                PartRun& run) {
+    const MemoryTracker& tracker = run.runtime.tracker;
+    const int64_t trained = tracker.peak_total(), attention = run.pipeline.pool_arena_bytes();
+    PoolStep step = PlanPoolForward(run.plan.pool(), run.PoolOptions(layout), CuSeqlensOf(batches),
+                                    run.pool_rank());
+    std::vector<TokenLosses> losses;
+    EXPECT_TRUE(run.pipeline
+                    .LossesPooled(batches[static_cast<size_t>(run.mesh->coord().dp)],
+                                  layout.recompute, run.Pool(), step, &losses)
+                    .ok());
+    EXPECT_EQ(tracker.peak_total(), trained);
+    EXPECT_EQ(run.pipeline.pool_arena_bytes(), attention);
   }
 
   MpiRuntime mpi_;

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "models/model_shape.h"
-#include "models/pooled_pass.h"
 #include "runtime/comm/mpi_runtime.h"
 #include "scheduler/memory_plan.h"
 #include "tests/mpi/layouts/layout_run.h"
@@ -20,10 +19,11 @@ using testing_support::BatchesOf;
 using testing_support::CuSeqlensOf;
 using testing_support::Draw;
 using testing_support::DrawPooledLayout;
+using testing_support::DrawServedLayout;
 using testing_support::FailedAnywhere;
 using testing_support::LayoutCase;
 using testing_support::PartRun;
-using testing_support::TestRuntime;
+using testing_support::ServerRun;
 
 constexpr DType kDType = DType::kF64;
 constexpr int64_t kTokens = 700;  // of a micro-batch, more than a chunk
@@ -70,27 +70,13 @@ class PoolMemory : public testing::Test {
 
   // Serves them on a dedicated rank.
   int64_t BuffersOfServer(LayoutCase layout, uint64_t seed) {
-    TestRuntime runtime(kDType);
-    const ParallelPlan plan = *PlanParallel(layout.model, layout.parallel, comm_.size());
-    const auto mesh = *MeshComms::Create(comm_, plan.comms());
-    const auto mesh_ranks = static_cast<int>(plan.mesh.num_ranks());
-    const PoolShape pool = plan.pool();
-    const int rank = pool.num_owners() + (comm_.rank() - mesh_ranks) / plan.mesh.tp;
-    std::vector<ServerClock> clocks = MakeServerClocks(runtime.context);
-    const PoolAccess access{&runtime.context, mesh->pool(), plan.pool_heads(), plan.server_mode,
-                            clocks.data()};
+    ServerRun run(layout, comm_, kDType);
     for (int packing = 0; packing < kPackings; ++packing) {
       DrawPacking(seed, packing, &layout);
-      PoolStep step =
-          PlanPoolStep(pool, plan.pool_options(kDType), CuSeqlensOf(BatchesOf(layout, 1)), rank);
-      for (PoolTick& tick : step.ticks) {
-        const ArenaScope scope(runtime.arena);
-        Prepare(runtime.context, access.heads.of_tasks(), tick);
-        ServeTick(access, tick);
-      }
+      run.Serve(PlanPoolStep(run.plan.pool(), run.plan.pool_options(kDType),
+                             CuSeqlensOf(BatchesOf(layout, 1)), run.pool_rank));
     }
-    EXPECT_TRUE(mesh->log().status().ok()) << mesh->log().status();
-    return runtime.arena.peak_bytes();
+    return run.runtime.arena.peak_bytes();
   }
 
   int64_t Planned(const LayoutCase& layout, const ParallelPlan& plan, bool serves) {
@@ -143,18 +129,7 @@ TEST_F(PoolMemory, OfRanksThatServeIsBounded) {
 TEST_F(PoolMemory, OfDedicatedServersIsBounded) {
   if (comm_.size() == 1) GTEST_SKIP() << "one rank has no server";
   for (uint64_t seed = 990; seed < 998; ++seed) {
-    Draw draw(seed);
-    LayoutCase layout;
-    int tp = 0;
-    int64_t servers = 0;
-    while (tp == 0 || servers % tp != 0) {
-      servers = draw.Int(1, comm_.size() - 1);
-      layout = DrawPooledLayout(static_cast<uint64_t>(draw.Int(0, 1 << 20)),
-                                comm_.size() - static_cast<int>(servers));
-      tp = layout.parallel.mesh.tp;
-    }
-    layout.pool_speed.clear();
-    layout.parallel.attention_servers = static_cast<int>(servers) / tp;
+    LayoutCase layout = DrawServedLayout(seed, comm_.size());
     for (auto& replica : layout.lengths) replica.resize(layout.parallel.mesh.pp > 1 ? 4 : 1);
     Compare(layout, seed, 0.25);
     if (FailedAnywhere(comm_)) return;

@@ -88,6 +88,35 @@ TEST(AttentionPlanner, PlansStepsInAndOutOfOrder) {
   }
 }
 
+// Two replicas of a pipeline of two stages, 16 passes a round: 61 samples are two rounds, and in
+// the last pass the second replica has none.
+TEST(AttentionPlanner, PlansRoundsOfEvaluationsBetweenSteps) {
+  const BatchSizes batches = {.global_batch = 4, .micro_batch = 1};
+  const PoolShape shape = MakeShape({.pp = 2, .dp = 2, .cp = 1, .tp = 1});
+  PoolPlanOptions options = MakeOptions(shape);
+  const EvaluationSamples samples = *EvaluationSamples::Create(
+      MixedLengths(), kSequenceLength, /*max_samples=*/61, shape.mesh.dp, shape.mesh.pp);
+  ASSERT_EQ(samples.num_rounds(), 2);
+  const auto expected = [&](int64_t round) {
+    return NumbersOf(PlanPoolForward(shape, options, samples.DocumentsOf(round), 3));
+  };
+  AttentionPlanner planner(shape, options, MakeOrder(), batches, 3, samples);
+  EXPECT_EQ(NumbersOf(planner.TakeEvaluation(0)), expected(0));
+  EXPECT_EQ(NumbersOf(planner.Take(0)), Expected(shape, options, batches, 0, 3));
+  EXPECT_EQ(NumbersOf(planner.TakeEvaluation(1)), expected(1));
+  EXPECT_EQ(NumbersOf(planner.TakeEvaluation(1)), expected(1)) << "again, a server was lost";
+  EXPECT_EQ(NumbersOf(planner.Take(1)), Expected(shape, options, batches, 1, 3));
+  EXPECT_NE(expected(0), expected(1));
+  // Nothing was planned beyond the last round, so that the next evaluation knows the new speeds.
+  std::vector<ServerLoad> loads(4, {{1, 1}, {1, 1}});
+  loads[1].seconds[0] = loads[1].seconds[1] = 3;
+  planner.Learn(loads);
+  const PlanNumbers before = expected(0);
+  options.speed = planner.speed();
+  EXPECT_EQ(NumbersOf(planner.TakeEvaluation(0)), expected(0));
+  EXPECT_NE(expected(0), before);
+}
+
 TEST(AttentionPlanner, NobodyTakesThePlan) {
   const PoolShape shape = MakeShape({.pp = 1, .dp = 2, .cp = 1, .tp = 1});
   AttentionPlanner planner(shape, MakeOptions(shape), MakeOrder(), {4, 1}, 0);

@@ -102,7 +102,15 @@ struct Shares {
   double dedicated = 0;
 };
 
-Shares SharesOf(const PoolCase& drawn, const LayerShape& layer) {
+// As attention/server_pass.h makes them: q, out and lse of what is sent and held, k and v.
+int64_t ForwardBytes(const LayerShape& layer, const ServerRows& rows, const ComputeShape& compute) {
+  const int64_t q_and_out = layer.num_heads * (layer.qk_size + layer.v_size);
+  return (rows.sent_queries + rows.held_queries) *
+             (q_and_out * compute.element_bytes + layer.num_heads * compute.wide_bytes) +
+         (rows.sent_keys + rows.held_keys) * layer.kv_width() * compute.element_bytes;
+}
+
+Shares SharesOf(const PoolCase& drawn, const LayerShape& layer, bool trains = true) {
   ComputeShape compute;
   compute.element_bytes = 2;
   PoolShape shape;
@@ -112,12 +120,16 @@ Shares SharesOf(const PoolCase& drawn, const LayerShape& layer) {
   shape.split = drawn.layout.context.split;
   std::vector<int64_t> bytes(static_cast<size_t>(shape.num_ranks()), 0);
   const auto micro_batches = static_cast<int64_t>(drawn.cu_seqlens.front().size());
-  for (const PhaseTick& tick : SamePhaseTicks(shape.mesh.pp, micro_batches)) {
+  for (const PhaseTick& tick : trains ? SamePhaseTicks(shape.mesh.pp, micro_batches)
+                                      : ForwardTicks(shape.mesh.pp, micro_batches)) {
     const PlannedTick planned = PlanTick(shape, drawn.options, drawn.cu_seqlens, tick);
     std::vector<int64_t> now(bytes.size(), 0);
     for (const PlannedNano& nano : planned.layers.front().nano) {
       const auto rows = RowsOf(nano.pool, nano.plan, drawn.has_residents);
-      for (size_t r = 0; r < now.size(); ++r) now[r] += ServerRowBytes(layer, rows[r], compute);
+      for (size_t r = 0; r < now.size(); ++r) {
+        now[r] += trains ? ServerRowBytes(layer, rows[r], compute)
+                         : ForwardBytes(layer, rows[r], compute);
+      }
     }
     for (size_t r = 0; r < now.size(); ++r) bytes[r] = std::max(bytes[r], now[r]);
   }
@@ -158,6 +170,39 @@ TEST(ServerMemory, BoundsWhatPlansNeed) {
   // And is nearly reached by some.
   EXPECT_GE(most.mesh, 0.9);
   EXPECT_GE(most.dedicated, 0.7);
+}
+
+// A pass of an evaluation has one document a replica, no longer than a sample, or none: batches
+// that are less even than those of training, and take forward buffers alone.
+TEST(ServerMemory, BoundsWhatEvaluationsNeed) {
+  Shares most;
+  for (uint64_t seed = 1; seed <= 600; ++seed) {
+    PoolRandom draw(seed);
+    PoolCase drawn = DrawCase(draw);
+    const int64_t mix = draw(0, 3);  // one long document, or some, or any, or long ones alone
+    for (size_t r = 0; r < drawn.cu_seqlens.size(); ++r) {
+      for (auto& cu : drawn.cu_seqlens[r]) {
+        const bool is_long = mix == 0 ? r == 0 : mix == 3 || draw.OneIn(2);
+        const int64_t length = is_long && mix != 2 ? drawn.sample_tokens
+                               : draw.OneIn(5)     ? 0
+                               : mix == 2          ? draw(1, drawn.sample_tokens)
+                                                   : draw(1, 1 + drawn.sample_tokens / 64);
+        cu = length == 0 ? std::vector<int64_t>{0} : std::vector<int64_t>{0, length};
+      }
+    }
+    LayerShape layer;
+    layer.num_heads = 4;
+    layer.num_kv_heads = draw.OneIn(2) ? 1 : 4;
+    layer.qk_size = layer.v_size = 32;
+    layer.out_width = layer.num_heads * layer.v_size;
+    const Shares shares = SharesOf(drawn, layer, /*trains=*/false);
+    EXPECT_LE(shares.mesh, 1) << "seed " << seed;
+    EXPECT_LE(shares.dedicated, 1) << "seed " << seed;
+    most.mesh = std::max(most.mesh, shares.mesh);
+    most.dedicated = std::max(most.dedicated, shares.dedicated);
+  }
+  EXPECT_GE(most.mesh, 0.4);
+  EXPECT_GE(most.dedicated, 0.3);
 }
 
 // With 64 replicas, one document that nearly all the work is in would go to all of them. The bound
