@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "runtime/base/check.h"
+
 namespace evenkeel {
 namespace {
 
@@ -209,8 +211,10 @@ std::unique_ptr<ContextPlan> MakeContextPlan(const OpContext& context, AxisComm&
   if (options.block_size > 0) plan->block_tasks = plan_tasks(plan->block_list, /*relu=*/true);
   if (options.has_softmax) {
     switch (strategy.softmax) {
-      case SoftmaxExchange::kGather:
       case SoftmaxExchange::kDisaggregated:
+        EK_CHECK(false) << "disaggregated attention follows the plan of its pool";
+        break;
+      case SoftmaxExchange::kGather:
         plan->tasks = plan_tasks(plan->task_list, /*relu=*/false);
         break;
       case SoftmaxExchange::kRing:

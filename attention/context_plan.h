@@ -80,7 +80,7 @@ struct ContextPlan {
 };
 
 struct ContextPlanOptions {
-  bool has_softmax = false;
+  bool has_softmax = false;  // attention of the axis's ranks for one another, not of a pool
   bool has_linear = false;
   int64_t block_size = 0;  // > 0: attention inside blocks is wanted
   int64_t head_size = 0;

@@ -7,6 +7,7 @@
 #include "attention/sequence_parallel_lightning.h"
 #include "attention/softmax_attention.h"
 #include "attention/ulysses_attention.h"
+#include "runtime/base/check.h"
 #include "runtime/ops/split_norm.h"
 
 namespace evenkeel {
@@ -67,8 +68,10 @@ void DistributedForward(const OpContext& context, const BlockSpec& spec, const C
                                     inputs.q, inputs.k, inputs.v, out, saved.lse);
   }
   switch (plan.strategy.softmax) {
-    case SoftmaxExchange::kGather:
     case SoftmaxExchange::kDisaggregated:
+      EK_CHECK(false) << "disaggregated attention is that of models/pooled_pass.h";
+      return;
+    case SoftmaxExchange::kGather:
       return GatheredAttentionForward(context, plan, plan.tasks, TaskWeighting::kSoftmax,
                                       spec.scale, inputs.q, inputs.k, inputs.v, out, saved.lse);
     case SoftmaxExchange::kRing:
@@ -94,8 +97,10 @@ void DistributedBackward(const OpContext& context, const BlockSpec& spec, const 
                                      gradients.q, gradients.k, gradients.v);
   }
   switch (plan.strategy.softmax) {
-    case SoftmaxExchange::kGather:
     case SoftmaxExchange::kDisaggregated:
+      EK_CHECK(false) << "disaggregated attention is that of models/pooled_pass.h";
+      return;
+    case SoftmaxExchange::kGather:
       return GatheredAttentionBackward(context, plan, plan.tasks, TaskWeighting::kSoftmax,
                                        spec.scale, inputs.q, inputs.k, inputs.v, out, saved.lse,
                                        dout, gradients.q, gradients.k, gradients.v);

@@ -32,10 +32,10 @@ void PlanTokens(const OpContext& context, const ModelConfig& config,
             RopeAttentionFactor(config.rope), cos, sin);
 }
 
-// Documents that lie on this rank.
+// Documents that lie on this rank. `has_softmax`: and their softmax attention too.
 void PlanDocuments(const OpContext& context, const ModelConfig& config,
-                   absl::Span<const int64_t> cu_seqlens, AxisComm* tp, bool backward,
-                   TokenLayout& layout) {
+                   absl::Span<const int64_t> cu_seqlens, AxisComm* tp, bool has_softmax,
+                   bool backward, TokenLayout& layout) {
   layout.sequences = cu_seqlens;
   if (HasLinear(config)) {
     layout.sequences =
@@ -46,7 +46,7 @@ void PlanDocuments(const OpContext& context, const ModelConfig& config,
     layout.block_list = TasksOfBlocks(cu_seqlens, config.block_size);
     layout.block_tasks = PlanTasks(context, layout.block_list, heads, backward, /*relu=*/true);
   }
-  if (config.has_kind(LayerKind::kSoftmax)) {
+  if (has_softmax) {
     layout.task_list = TasksOfDocuments(cu_seqlens);
     layout.tasks = PlanTasks(context, layout.task_list, heads, backward);
   }
@@ -59,7 +59,8 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             absl::Span<const int64_t> positions, bool backward) {
   TokenLayout layout;
   PlanTokens(context, config, positions, nullptr, /*cut=*/0, layout);
-  PlanDocuments(context, config, cu_seqlens, nullptr, backward, layout);
+  PlanDocuments(context, config, cu_seqlens, nullptr, config.has_kind(LayerKind::kSoftmax),
+                backward, layout);
   return layout;
 }
 
@@ -68,6 +69,8 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             PackedBatch* shard) {
   TokenLayout layout;
   const bool is_pooled = axes.strategy.softmax == SoftmaxExchange::kDisaggregated;
+  // Attention servers compute it otherwise.
+  const bool has_softmax = config.has_kind(LayerKind::kSoftmax) && !is_pooled;
   const bool has_halves = axes.strategy.split == SequenceSplit::kHalves;
   if (axes.cp == nullptr) {
     PlanTokens(context, config, batch.positions, axes.tp,
@@ -76,12 +79,12 @@ TokenLayout MakeTokenLayout(const OpContext& context, const ModelConfig& config,
                             : batch.num_tokens(),
                layout);
     if (!batch.tokens.empty()) {
-      PlanDocuments(context, config, batch.cu_seqlens, axes.tp, backward, layout);
+      PlanDocuments(context, config, batch.cu_seqlens, axes.tp, has_softmax, backward, layout);
     }
     return layout;
   }
   ContextPlanOptions options;
-  options.has_softmax = config.has_kind(LayerKind::kSoftmax);
+  options.has_softmax = has_softmax;
   options.has_linear = HasLinear(config);
   if (config.has_kind(LayerKind::kDiagAttention)) options.block_size = config.block_size;
   options.head_size = config.head_size();

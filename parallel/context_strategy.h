@@ -11,8 +11,8 @@ enum class SoftmaxExchange {
   kGather,   // every rank gathers all keys and values (WLB-LLM, Wang et al., 2025)
   kRing,     // keys and values go round, a rank's at a time (Ring Attention, Liu et al., 2023)
   kUlysses,  // tokens are exchanged for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023)
-  // Attention servers compute what a plan gives them (DistCA, 2025): in training, over data-,
-  // context- and pipeline-parallel ranks alike. Without a plan, in evaluation, as kGather.
+  // Attention servers compute what a plan gives them (DistCA, 2025), over data-, context- and
+  // pipeline-parallel ranks alike.
   kDisaggregated,
 };
 

@@ -24,11 +24,6 @@ GatheredBytes Gathered(const LayerShape& layer, const MicroBatchTokens& tokens, 
   return {tokens.all * row, (tokens.all + mine) * row};
 }
 
-// Without a plan, as in evaluation, what is disaggregated gathers.
-bool GathersKeys(const RankLayout& layout) {
-  return layout.context.softmax == SoftmaxExchange::kGather || layout.pools_attention();
-}
-
 int64_t RingRows(const MicroBatchTokens& tokens) {
   return *std::max_element(tokens.rows.begin(), tokens.rows.end());
 }
@@ -66,7 +61,7 @@ int64_t CoreForwardBytes(const LayerShape& layer, const RankLayout& layout,
     const int64_t travelling = StateBuffers(layout, tokens.pieces_after, tokens.all_pieces_after);
     return (tokens.pieces_after + travelling) * layer.state_size() * wide;
   }
-  if (layer.block_size > 0 || GathersKeys(layout)) {
+  if (layer.block_size > 0 || layout.context.softmax == SoftmaxExchange::kGather) {
     const GatheredBytes gathered = Gathered(layer, tokens, mine, compute);
     return gathered.packed + gathered.meanwhile;
   }
@@ -88,7 +83,7 @@ int64_t CoreBackwardBytes(const LayerShape& layer, const RankLayout& layout,
     const int64_t travelling = StateBuffers(layout, tokens.pieces_before, tokens.all_pieces_before);
     return (tokens.pieces_before + tokens.pieces_after + travelling) * layer.state_size() * wide;
   }
-  if (layer.block_size > 0 || GathersKeys(layout)) {
+  if (layer.block_size > 0 || layout.context.softmax == SoftmaxExchange::kGather) {
     const GatheredBytes gathered = Gathered(layer, tokens, mine, compute);
     const int64_t row = layer.kv_width() * (layer.is_relu() ? element : wide);
     const int64_t gradients = tokens.all * row, on_the_way = (tokens.all + mine) * row;
