@@ -102,6 +102,7 @@ void PipelineRun::SendGradient(const Slot& slot) {
 absl::Status PipelineRun::Train(absl::Span<const PackedBatch> batches, double loss_scale,
                                 Recompute recompute, TensorView loss_sum) {
   busy_seconds_ = waiting_seconds_ = 0;
+  num_sent_ = 0;
   const double start = Now();
   if (shape_.pp == 1) {
     for (size_t i = 0; i < batches.size(); ++i) {

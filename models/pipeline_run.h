@@ -133,7 +133,7 @@ class PipelineRun {
     Tensor buffer;
     Work work;
   } outgoing_[2];  // gradients on their way to the previous stage
-  int64_t num_sent_ = 0;
+  int64_t num_sent_ = 0;  // in this step: with one there is one buffer
   double busy_seconds_ = 0;
   double waiting_seconds_ = 0;
 };

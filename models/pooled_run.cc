@@ -49,6 +49,7 @@ absl::Status PipelineRun::TrainPooled(absl::Span<const PackedBatch> batches, dou
                                       Recompute recompute, TensorView loss_sum,
                                       const PoolSetup& pool, PoolStep& step) {
   const double start = Now();
+  num_sent_ = 0;
   PoolAccess access;
   EK_RETURN_IF_ERROR(BeginPooled(pool, &access));
   const auto count = static_cast<int64_t>(batches.size());

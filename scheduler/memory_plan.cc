@@ -75,11 +75,13 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
   if (layout.pools_attention()) {
     for (const PassMemory& pass : of_chunk) plan.attention = std::max(plan.attention, pass.pool);
   }
-  if (layout.mesh.pp > 1 && !(shape.is_first && num_chunks == 1)) {
+  // The model's first chunk sends none.
+  const int64_t sent = micro_batches * (num_chunks - (shape.is_first ? 1 : 0));
+  if (layout.mesh.pp > 1 && sent > 0) {
     const int64_t chunk = ChunkRows(layout, tokens, compute.token_chunks);
     const int64_t rows = StreamRows(tokens.mine(layout), chunk, layout.mesh.tp, layout.coord.tp);
-    const int64_t used = std::min(kOutgoingBuffers, micro_batches * num_chunks);
-    plan.workspace += used * rows * shape.hidden_size * compute.element_bytes;
+    plan.workspace +=
+        std::min(kOutgoingBuffers, sent) * rows * shape.hidden_size * compute.element_bytes;
   }
   if (compute.is_gpu) plan.workspace += kGpuScratchBytes;
   return plan;
