@@ -71,13 +71,14 @@ int64_t MicroBatches(ReplicaBatches cu_seqlens) {
 PoolStep PlanPoolStep(const PoolShape& shape, const PoolPlanOptions& options,
                       ReplicaBatches cu_seqlens, int rank) {
   return PlanTicks(shape, options, cu_seqlens,
-                   SamePhaseTicks(shape.mesh.pp, MicroBatches(cu_seqlens)), rank);
+                   SamePhaseTicks(shape.mesh.pp, shape.num_chunks(), MicroBatches(cu_seqlens)),
+                   rank);
 }
 
 PoolStep PlanPoolForward(const PoolShape& shape, const PoolPlanOptions& options,
                          ReplicaBatches cu_seqlens, int rank) {
   return PlanTicks(shape, options, cu_seqlens,
-                   ForwardTicks(shape.mesh.pp, MicroBatches(cu_seqlens)), rank);
+                   ForwardTicks(shape.mesh.pp, shape.num_chunks(), MicroBatches(cu_seqlens)), rank);
 }
 
 void Prepare(const OpContext& context, const TaskHeads& heads, PoolTick& tick) {

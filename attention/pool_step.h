@@ -36,7 +36,7 @@ struct PoolLayer {
 struct PoolTick {
   PhaseTick tick;
   // Layers by their number in the tick (in a backward tick counted from the end): which of
-  // `layers`. As many as the stage with the most softmax layers has.
+  // `layers`. As many as the chunk with the most softmax layers has, of those with a pass.
   std::vector<int> layer_of;
   std::vector<std::unique_ptr<PoolLayer>> layers;
 

@@ -24,12 +24,6 @@ absl::Status CheckPool(const ParallelConfig& config, bool has_softmax) {
                                  : "no layer of the model has softmax attention",
                      ": set it to in_place"));
   }
-  if (config.virtual_stages > 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "parallel.attention: disaggregated runs all stages in the same phase, which needs "
-        "parallel.virtual_stages 1, and it is ",
-        config.virtual_stages));
-  }
   if (config.split != SplitPolicy::kAuto) {
     return absl::InvalidArgumentError(
         "parallel.attention: disaggregated cuts samples in a way of its own: leave parallel.split "
@@ -107,7 +101,7 @@ absl::StatusOr<ParallelPlan> PlanParallel(const ModelConfig& model, const Parall
 PoolShape ParallelPlan::pool() const {
   PoolShape pool;
   pool.mesh = mesh;
-  for (int stage = 0; stage < mesh.pp; ++stage) {
+  for (int stage = 0; stage < mesh.pp * virtual_stages; ++stage) {
     pool.softmax_layers.push_back(0);
     for (int64_t layer = stage_begin[static_cast<size_t>(stage)];
          layer < stage_begin[static_cast<size_t>(stage) + 1]; ++layer) {

@@ -67,7 +67,7 @@ absl::StatusOr<double> MemoryOf(const SimCase& study, const SimLayout& layout) {
     const PassMemory pass = PassMemoryOf(shape, 0, rank, counted, compute, study.recompute);
     const int64_t in_flight =
         IsDisaggregated(layout)
-            ? PeakInFlight(SamePhaseSchedule(layout.pp, layout.micro_batches), stage)
+            ? PeakInFlight(SamePhaseSchedule(layout.pp, /*chunks=*/1, layout.micro_batches), stage)
             : std::min<int64_t>(layout.pp - stage, layout.micro_batches);
     double bytes = static_cast<double>(memory.weights + memory.gradients + memory.optimizer);
     bytes += static_cast<double>(pass.kept) * static_cast<double>(in_flight) +

@@ -54,7 +54,11 @@ absl::Status Trainer::TrainBatches(const std::vector<PackedBatch>& batches, doub
 }
 
 PoolSetup Trainer::Pool() const {
-  return {mesh_->pool(), plan_.pool_heads(), plan_.server_mode};
+  const auto micro_batches =
+      MicroBatchesOfRank(progress_.step, config_.train.global_batch_size,
+                         config_.train.micro_batch_size, mesh_->coord().dp, mesh_->shape().dp);
+  return {mesh_->pool(), plan_.pool_heads(), plan_.server_mode,
+          static_cast<int64_t>(micro_batches.size())};
 }
 
 RankLoad Trainer::TakeLoad() {

@@ -30,6 +30,7 @@ struct PoolSetup {
   AxisComm* axis = nullptr;  // null: this rank alone
   AttentionHeads heads;
   ServerPassMode mode;
+  int64_t micro_batches = 1;  // of a training step
 };
 
 // Activations of a micro-batch that waits for its backward pass live in an arena of their own,
@@ -48,15 +49,15 @@ class PipelineRun {
                      TensorView loss_sum);
 
   // Train with disaggregated attention: runs the ticks of `step` (attention/pool_step.h), which was
-  // planned for these batches, on a model without virtual stages. Every rank of the pool calls it.
+  // planned for these batches. Every rank of the pool calls it.
   absl::Status TrainPooled(absl::Span<const PackedBatch> batches, double loss_scale,
                            Recompute recompute, TensorView loss_sum, const PoolSetup& pool,
                            PoolStep& step);
 
   // Losses of several micro-batches with disaggregated attention: runs the ticks of `step`
   // (PlanPoolForward), which was planned for these batches. Results are those of Losses. A pass
-  // takes the memory that a micro-batch's forward pass takes in training. Every rank of the pool
-  // calls it.
+  // takes the memory that a micro-batch's forward pass takes in training, in an arena that is there
+  // for the same chunk in a step of pool.micro_batches. Every rank of the pool calls it.
   absl::Status LossesPooled(absl::Span<const PackedBatch> batches, Recompute recompute,
                             const PoolSetup& pool, PoolStep& step,
                             std::vector<TokenLosses>* results);
@@ -105,8 +106,8 @@ class PipelineRun {
   // Makes what the ticks of a pooled pass need.
   absl::Status BeginPooled(const PoolSetup& pool, PoolAccess* access);
   // From what the stage before sends to what the next one receives (slot.send, under way).
-  void RunForward(const PoolAccess& access, const PoolTick& tick, const PackedBatch& batch,
-                  bool backward, Recompute recompute, Slot& slot);
+  void RunForward(const PoolAccess& access, const PoolTick& tick, int chunk,
+                  const PackedBatch& batch, bool backward, Recompute recompute, Slot& slot);
   // Of the tokens of a pass that the last stage has run.
   absl::Status ReadTokenLosses(const OpContext& context, const StagePass& pass,
                                TokenLosses* result);
@@ -133,7 +134,8 @@ class PipelineRun {
     Tensor buffer;
     Work work;
   } outgoing_[2];  // gradients on their way to the previous stage
-  int64_t num_sent_ = 0;  // in this step: with one there is one buffer
+  // In this step: with one there is one buffer.
+  int64_t num_sent_ = 0;
   double busy_seconds_ = 0;
   double waiting_seconds_ = 0;
 };

@@ -3,44 +3,64 @@
 #include <algorithm>
 
 namespace evenkeel {
+namespace {
 
-std::vector<PhaseTick> SamePhaseTicks(int ranks, int64_t micro_batches) {
+// Ticks of one phase.
+int64_t CountTicks(int ranks, int chunks, int64_t micro_batches) {
+  if (micro_batches == 0) return 0;
+  const int64_t full_groups = (micro_batches - 1) / ranks;
+  const int64_t in_last = micro_batches - full_groups * ranks;
+  // Up to the last pass of the last group, of which there is one in its last chunk.
+  return (full_groups * chunks + chunks - 1) * ranks + in_last + ranks - 1;
+}
+
+}  // namespace
+
+std::vector<PhaseTick> SamePhaseTicks(int ranks, int chunks, int64_t micro_batches) {
   std::vector<PhaseTick> ticks;
-  if (micro_batches == 0) return ticks;
-  const int64_t count = micro_batches + ranks - 1;  // of each phase
-  for (int64_t i = 0; i < ranks; ++i) ticks.push_back({PipelinePhase::kForward, i});
+  const int64_t count = CountTicks(ranks, chunks, micro_batches);
+  if (count == 0) return ticks;
+  // The first backward pass follows its forward pass at once.
+  const int64_t before = int64_t{1} * chunks * ranks;
+  for (int64_t i = 0; i < before; ++i) ticks.push_back({PipelinePhase::kForward, i});
   for (int64_t i = 0; i < count; ++i) {
     ticks.push_back({PipelinePhase::kBackward, i});
-    if (ranks + i < count) ticks.push_back({PipelinePhase::kForward, ranks + i});
+    if (before + i < count) ticks.push_back({PipelinePhase::kForward, before + i});
   }
   return ticks;
 }
 
-std::vector<PhaseTick> ForwardTicks(int ranks, int64_t micro_batches) {
+std::vector<PhaseTick> ForwardTicks(int ranks, int chunks, int64_t micro_batches) {
   std::vector<PhaseTick> ticks;
-  if (micro_batches == 0) return ticks;
-  for (int64_t i = 0; i < micro_batches + ranks - 1; ++i) {
+  for (int64_t i = 0; i < CountTicks(ranks, chunks, micro_batches); ++i) {
     ticks.push_back({PipelinePhase::kForward, i});
   }
   return ticks;
 }
 
-int64_t MicroBatchAt(const PhaseTick& tick, int ranks, int64_t micro_batches, int rank) {
-  const int64_t before = tick.phase == PipelinePhase::kForward ? rank : ranks - 1 - rank;
-  const int64_t micro_batch = tick.index - before;
-  return micro_batch >= 0 && micro_batch < micro_batches ? micro_batch : -1;
+TickPass PassAt(const PhaseTick& tick, int ranks, int chunks, int64_t micro_batches, int rank) {
+  const bool is_forward = tick.phase == PipelinePhase::kForward;
+  const int64_t pass = tick.index - (is_forward ? rank : ranks - 1 - rank);
+  if (pass < 0) return TickPass();
+  const int64_t group = int64_t{1} * chunks * ranks;
+  const int64_t micro_batch = pass / group * ranks + pass % ranks;
+  const auto chunk = static_cast<int>(pass % group / ranks);
+  if (micro_batch >= micro_batches) return TickPass();
+  return {micro_batch, is_forward ? chunk : chunks - 1 - chunk};
 }
 
-PipelineSchedule SamePhaseSchedule(int ranks, int64_t micro_batches) {
+PipelineSchedule SamePhaseSchedule(int ranks, int chunks, int64_t micro_batches) {
   PipelineSchedule schedule;
   schedule.num_ranks = ranks;
+  schedule.num_chunks = chunks;
   schedule.num_micro_batches = micro_batches;
   schedule.actions.resize(static_cast<size_t>(ranks));
-  for (const PhaseTick& tick : SamePhaseTicks(ranks, micro_batches)) {
+  for (const PhaseTick& tick : SamePhaseTicks(ranks, chunks, micro_batches)) {
     for (int rank = 0; rank < ranks; ++rank) {
-      const int64_t micro_batch = MicroBatchAt(tick, ranks, micro_batches, rank);
-      if (micro_batch < 0) continue;
-      schedule.actions[static_cast<size_t>(rank)].push_back({tick.phase, micro_batch, 0});
+      const TickPass pass = PassAt(tick, ranks, chunks, micro_batches, rank);
+      if (!pass.exists()) continue;
+      schedule.actions[static_cast<size_t>(rank)].push_back(
+          {tick.phase, pass.micro_batch, pass.chunk});
     }
   }
   return schedule;

@@ -84,7 +84,7 @@ class StepSimulation {
 
   SimulatedStep Run() {
     const auto micro_batches = static_cast<int64_t>(cu_seqlens_.front().size());
-    for (const PhaseTick& tick : SamePhaseTicks(setup_.pp, micro_batches)) {
+    for (const PhaseTick& tick : SamePhaseTicks(setup_.pp, /*chunks=*/1, micro_batches)) {
       const auto begin = std::chrono::steady_clock::now();
       const PlannedTick planned = PlanTick(pool_, planning_, cu_seqlens_, tick);
       const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;

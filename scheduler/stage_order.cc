@@ -16,7 +16,7 @@ std::vector<PassEvent> PassEvents(const MeshShape& mesh, int pp_rank, int num_ch
     return events;
   }
   const PipelineSchedule schedule =
-      same_phase ? SamePhaseSchedule(mesh.pp, micro_batches)
+      same_phase ? SamePhaseSchedule(mesh.pp, num_chunks, micro_batches)
                  : InterleavedOneForwardOneBackward(mesh.pp, num_chunks, micro_batches);
   const std::vector<PipelineAction>& actions = schedule.actions[static_cast<size_t>(pp_rank)];
   const std::vector<int> slots = ActivationSlots(schedule, pp_rank);

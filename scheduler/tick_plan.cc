@@ -6,18 +6,18 @@
 namespace evenkeel {
 namespace {
 
-// Of stages with a micro-batch in the tick and more than `number` softmax layers.
+// Of ranks with a pass in the tick through more than `number` softmax layers.
 std::vector<PooledBatch> BatchesOf(const PoolShape& shape, ReplicaBatches cu_seqlens,
                                    const PhaseTick& tick, int64_t number) {
   const MeshShape& mesh = shape.mesh;
   const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
   std::vector<PooledBatch> batches;
   for (int pp = 0; pp < mesh.pp; ++pp) {
-    const int64_t micro_batch = MicroBatchAt(tick, mesh.pp, micro_batches, pp);
-    if (micro_batch < 0 || shape.softmax_layers[static_cast<size_t>(pp)] <= number) continue;
+    const TickPass pass = PassAt(tick, mesh.pp, shape.num_chunks(), micro_batches, pp);
+    if (!pass.exists() || shape.SoftmaxLayers(pp, pass.chunk) <= number) continue;
     for (int dp = 0; dp < mesh.dp; ++dp) {
       PooledBatch batch;
-      batch.cu_seqlens = cu_seqlens[static_cast<size_t>(dp)][static_cast<size_t>(micro_batch)];
+      batch.cu_seqlens = cu_seqlens[static_cast<size_t>(dp)][static_cast<size_t>(pass.micro_batch)];
       batch.split = shape.split;
       for (int cp = 0; cp < mesh.cp; ++cp) batch.ranks.push_back(shape.RankOf(pp, dp, cp));
       batches.push_back(std::move(batch));
@@ -49,9 +49,16 @@ PlannedLayer PlanLayer(const PoolShape& shape, const TickPlanOptions& options,
 PlannedTick PlanTick(const PoolShape& shape, const TickPlanOptions& options,
                      ReplicaBatches cu_seqlens, const PhaseTick& tick) {
   PlannedTick planned;
-  const std::vector<int64_t>& counts = shape.softmax_layers;
-  const int64_t most = *std::max_element(counts.begin(), counts.end());
-  // Layer `number` of the tick is there on stages with more than so many.
+  const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
+  std::vector<int64_t> counts;
+  int64_t most = 0;
+  for (int pp = 0; pp < shape.mesh.pp; ++pp) {
+    const TickPass pass = PassAt(tick, shape.mesh.pp, shape.num_chunks(), micro_batches, pp);
+    if (!pass.exists()) continue;
+    counts.push_back(shape.SoftmaxLayers(pp, pass.chunk));
+    most = std::max(most, counts.back());
+  }
+  // Layer `number` of the tick is there in chunks with more than so many.
   for (int64_t number = 0; number < most; ++number) {
     if (number == 0 || std::count(counts.begin(), counts.end(), number) > 0) {
       planned.layers.push_back(PlanLayer(shape, options, cu_seqlens, tick, number));

@@ -20,10 +20,16 @@ namespace evenkeel {
 // dedicated servers.
 struct PoolShape {
   MeshShape mesh;
-  std::vector<int64_t> softmax_layers;  // of each pipeline stage
+  // Of each stage of the model in order: rank `pp` has the stages pp, pp + mesh.pp, ..., a chunk
+  // each.
+  std::vector<int64_t> softmax_layers;
   int num_dedicated = 0;
   SequenceSplit split = SequenceSplit::kHalves;  // see PooledBatch
 
+  int num_chunks() const { return static_cast<int>(softmax_layers.size()) / mesh.pp; }
+  int64_t SoftmaxLayers(int pp, int chunk) const {
+    return softmax_layers[static_cast<size_t>(chunk * mesh.pp + pp)];
+  }
   int num_owners() const { return mesh.pp * mesh.dp * mesh.cp; }
   int num_ranks() const { return num_owners() + num_dedicated; }
   int RankOf(int pp, int dp, int cp) const { return (pp * mesh.dp + dp) * mesh.cp + cp; }
@@ -50,7 +56,7 @@ struct PlannedLayer {
 
 struct PlannedTick {
   // Layers by their number in the tick (in a backward tick counted from the end): which of
-  // `layers`. As many as the stage with the most softmax layers has.
+  // `layers`. As many as the chunk with the most softmax layers has, of those with a pass.
   std::vector<int> layer_of;
   std::vector<PlannedLayer> layers;
 };

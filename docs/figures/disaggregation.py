@@ -264,7 +264,7 @@ def draw_ping_pong():
 
 
 def draw_ticks(stages=4, micro_batches=4):
-    """As SamePhaseTicks and MicroBatchAt (parallel/phase_schedule.h)."""
+    """As SamePhaseTicks and PassAt (parallel/phase_schedule.h), without virtual stages."""
     count = micro_batches + stages - 1
     ticks = [("F", i) for i in range(stages)]
     for i in range(count):

@@ -14,6 +14,7 @@ LAYOUTS = (
     (("dp=2",), 2),
     (("dp=2", "cp=2"), 4),
     (("pp=2", "dp=2"), 4),
+    (("pp=2", "virtual_stages=2"), 2),
     (("tp=2", "dp=2"), 4),
     (("dp=2", "attention_servers=1"), 3),
 )
@@ -93,7 +94,8 @@ class DisaggregationTest(EndToEndTest):
         reference = self.reference(runtime__dtype="float64")
         for layout, ranks in ((("dp=2", "cp=2"), 4), (("dp=2", "cp=2", "ping_pong=on", "zero=3"), 4),
                               (("dp=2", "cp=2", "attention_speeds=measured"), 4),
-                              (("pp=2", "tp=2", "attention_servers=1"), 6)):
+                              (("pp=2", "tp=2", "attention_servers=1"), 6),
+                              (("pp=2", "virtual_stages=2", "zero=1", "attention_servers=1"), 3)):
             config, run = self.config("-".join(layout).replace("=", ""), runtime__dtype="float64")
             self.train(config, *overrides(layout), ranks=ranks)
             self.assert_same_losses(run, reference, layout, 1e-9)
@@ -151,9 +153,6 @@ class DisaggregationTest(EndToEndTest):
         self.assertFalse(run.exists())
 
     def test_what_does_not_go_together(self):
-        self.refuse("pp=2", "virtual_stages=2", ranks=2,
-                    words=("parallel.attention: disaggregated", "parallel.virtual_stages 1",
-                           "it is 2"))
         self.refuse("cp=2", "split=zigzag", ranks=2,
                     words=("parallel.attention: disaggregated", "leave parallel.split at auto"))
 

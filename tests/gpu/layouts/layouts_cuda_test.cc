@@ -199,7 +199,8 @@ void Run(const OpContext& context, MemoryTracker& tracker, const LayoutCase& lay
     if (plan.pools_attention()) {
       PoolStep step = PlanPool(layout, plan, batches, at, context.dtype, /*trains=*/true);
       PoolStep forward = PlanPool(layout, plan, batches, at, context.dtype, /*trains=*/false);
-      const PoolSetup pool{(*mesh)->pool(), plan.pool_heads(), plan.server_mode};
+      const PoolSetup pool{(*mesh)->pool(), plan.pool_heads(), plan.server_mode,
+                           static_cast<int64_t>(mine.size())};
       Check(pipeline.TrainPooled(mine, 0.01, layout.recompute, sums.Rows(0, 1), pool, step));
       Check(pipeline.LossesPooled(mine, layout.recompute, pool, forward, &held_out));
     } else {

@@ -183,10 +183,6 @@ inline LayoutCase DrawPooledLayout(uint64_t seed, int ranks) {
   ParallelConfig& parallel = layout.parallel;
   parallel.attention = SoftmaxExchange::kDisaggregated;
   parallel.split = SplitPolicy::kAuto;
-  if (parallel.virtual_stages > 1) {
-    parallel.virtual_stages = 1;
-    parallel.layers_per_stage.clear();
-  }
   parallel.attention_shard = draw.One<int64_t>({1, 2, 8, 128});
   parallel.ping_pong = draw.One<PingPong>({PingPong::kOn, PingPong::kOff, PingPong::kSerial});
   parallel.attention_tolerance = draw.One<double>({0.01, 0.1, 1.0});

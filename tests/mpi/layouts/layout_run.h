@@ -135,7 +135,10 @@ struct PartRun {
     }
     return options;
   }
-  PoolSetup Pool() const { return {mesh->pool(), plan.pool_heads(), plan.server_mode}; }
+  PoolSetup Pool(const LayoutCase& layout) const {
+    return {mesh->pool(), plan.pool_heads(), plan.server_mode,
+            static_cast<int64_t>(layout.lengths.front().size())};
+  }
   int pool_rank() const {
     const MeshCoord& at = mesh->coord();
     return plan.pool().RankOf(at.pp, at.dp, at.cp);
@@ -149,7 +152,8 @@ struct PartRun {
     const auto& mine = batches[static_cast<size_t>(at.dp)];
     if (plan.pools_attention()) {
       PoolStep step = PlanPool(layout, batches);
-      EXPECT_TRUE(pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, Pool(), step).ok());
+      EXPECT_TRUE(
+          pipeline.TrainPooled(mine, scale, layout.recompute, loss_sum, Pool(layout), step).ok());
     } else {
       EXPECT_TRUE(pipeline.Train(mine, scale, layout.recompute, loss_sum).ok());
     }

@@ -90,7 +90,7 @@ class MemoryOfLayouts : public testing::Test {
     std::vector<TokenLosses> losses;
     EXPECT_TRUE(run.pipeline
                     .LossesPooled(batches[static_cast<size_t>(run.mesh->coord().dp)],
-                                  layout.recompute, run.Pool(), step, &losses)
+                                  layout.recompute, run.Pool(layout), step, &losses)
                     .ok());
     EXPECT_EQ(tracker.peak_total(), trained);
     EXPECT_EQ(run.pipeline.pool_arena_bytes(), attention);

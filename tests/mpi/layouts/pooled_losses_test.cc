@@ -98,7 +98,7 @@ TEST_F(PooledLosses, OfEveryTokenAreThoseOfOneRank) {
                                       CuSeqlensOf(batches), run.pool_rank());
       std::vector<TokenLosses> losses;
       ASSERT_TRUE(
-          run.pipeline.LossesPooled(mine, layout.recompute, run.Pool(), step, &losses).ok());
+          run.pipeline.LossesPooled(mine, layout.recompute, run.Pool(layout), step, &losses).ok());
       ASSERT_EQ(losses.size(), mine.size());
       for (size_t m = 0; m < mine.size(); ++m) {
         const TokenLosses& have = losses[m];
@@ -180,7 +180,7 @@ TEST_F(PooledLosses, OfAnEvaluationAreThoseOfOneRank) {
                            std::vector<TokenLosses>* losses) {
       PoolStep step = PlanPoolForward(run.plan.pool(), run.PoolOptions(layout),
                                       samples.DocumentsOf(round), run.pool_rank());
-      return run.pipeline.LossesPooled(batches, layout.recompute, run.Pool(), step, losses);
+      return run.pipeline.LossesPooled(batches, layout.recompute, run.Pool(layout), step, losses);
     };
     const bool counts = at.tp == 0 && at.pp + 1 == mesh.pp;
     const auto have = Evaluate(dataset, samples, {mesh.dp, at.dp, counts}, run.world, score);

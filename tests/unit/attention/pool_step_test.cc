@@ -18,16 +18,36 @@ using testing_support::NumbersOf;
 using testing_support::PoolRandom;
 using Documents = std::vector<std::vector<std::vector<int64_t>>>;  // cu_seqlens by replica, batch
 
-// Who has a layer of this number in the tick: stages with a micro-batch and as many softmax layers.
+// The chunk and micro-batch of a rank: passes of a group of as many micro-batches as there are
+// ranks, chunk by chunk, each a tick after the rank before.
+struct Pass {
+  int64_t micro_batch = -1, layers = 0;
+};
+Pass PassOf(const PoolShape& shape, const Documents& documents, const PhaseTick& tick, int pp) {
+  const bool forward = tick.phase == PipelinePhase::kForward;
+  int64_t left = tick.index - (forward ? pp : shape.mesh.pp - 1 - pp);
+  const auto chunks = static_cast<int>(shape.softmax_layers.size()) / shape.mesh.pp;
+  for (int64_t group = 0; left >= 0; group += shape.mesh.pp) {
+    for (int i = 0; i < chunks; ++i) {
+      for (int64_t m = group; m < group + shape.mesh.pp; ++m) {
+        if (left-- > 0) continue;
+        if (m >= static_cast<int64_t>(documents[0].size())) return {};
+        const int stage = (forward ? i : chunks - 1 - i) * shape.mesh.pp + pp;
+        return {m, shape.softmax_layers[static_cast<size_t>(stage)]};
+      }
+    }
+  }
+  return {};
+}
+
+// Who has a layer of this number in the tick: ranks with a micro-batch and as many softmax layers.
 std::vector<PooledBatch> BatchesOf(const PoolShape& shape, const Documents& documents,
                                    const PhaseTick& tick, int64_t number) {
   std::vector<PooledBatch> batches;
   const MeshShape& mesh = shape.mesh;
   for (int pp = 0; pp < mesh.pp; ++pp) {
-    const int64_t before = tick.phase == PipelinePhase::kForward ? pp : mesh.pp - 1 - pp;
-    const int64_t at = tick.index - before;
-    if (at < 0 || at >= static_cast<int64_t>(documents[0].size())) continue;
-    if (shape.softmax_layers[static_cast<size_t>(pp)] <= number) continue;
+    const auto [at, layers] = PassOf(shape, documents, tick, pp);
+    if (at < 0 || layers <= number) continue;
     for (int dp = 0; dp < mesh.dp; ++dp) {
       PooledBatch batch{documents[static_cast<size_t>(dp)][static_cast<size_t>(at)], {}};
       for (int cp = 0; cp < mesh.cp; ++cp) {
@@ -49,7 +69,10 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
                   .cp = static_cast<int>(draw(1, 3)),
                   .tp = static_cast<int>(draw(1, 2))};
     shape.num_dedicated = static_cast<int>(draw(0, 2));
-    for (int stage = 0; stage < shape.mesh.pp; ++stage) shape.softmax_layers.push_back(draw(0, 4));
+    const auto chunks = static_cast<int>(draw(1, 3));
+    for (int stage = 0; stage < shape.mesh.pp * chunks; ++stage) {
+      shape.softmax_layers.push_back(draw(0, 4));
+    }
     Documents documents(static_cast<size_t>(shape.mesh.dp));
     const int64_t micro_batches = draw(0, 4);
     for (auto& replica : documents) {
@@ -68,7 +91,7 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
     options.has_residents = draw.OneIn(2);
     const auto rank = static_cast<int>(draw(0, shape.num_ranks() - 1));
     const PoolStep step = PlanPoolStep(shape, options, documents, rank);
-    const std::vector<PhaseTick> ticks = SamePhaseTicks(shape.mesh.pp, micro_batches);
+    const std::vector<PhaseTick> ticks = SamePhaseTicks(shape.mesh.pp, chunks, micro_batches);
     ASSERT_EQ(step.ticks.size(), ticks.size());
     // Forward passes alone are the forward ticks of a step.
     PoolStep forward_ticks = PlanPoolStep(shape, options, documents, rank);
@@ -76,11 +99,13 @@ TEST(PlanPoolStep, PoolsWhatTakesPartInEveryLayer) {
                   [](const PoolTick& tick) { return tick.tick.phase == PipelinePhase::kBackward; });
     ASSERT_EQ(NumbersOf(PlanPoolForward(shape, options, documents, rank)),
               NumbersOf(forward_ticks));
-    const int64_t most =
-        *std::max_element(shape.softmax_layers.begin(), shape.softmax_layers.end());
     for (size_t t = 0; t < ticks.size(); ++t) {
       const PoolTick& tick = step.ticks[t];
       ASSERT_EQ(tick.tick, ticks[t]);
+      int64_t most = 0;
+      for (int pp = 0; pp < shape.mesh.pp; ++pp) {
+        most = std::max(most, PassOf(shape, documents, ticks[t], pp).layers);
+      }
       ASSERT_EQ(tick.layer_of.size(), static_cast<size_t>(most));
       const AttentionCost& cost =
           ticks[t].phase == PipelinePhase::kForward ? options.forward : options.backward;

@@ -120,8 +120,8 @@ Shares SharesOf(const PoolCase& drawn, const LayerShape& layer, bool trains = tr
   shape.split = drawn.layout.context.split;
   std::vector<int64_t> bytes(static_cast<size_t>(shape.num_ranks()), 0);
   const auto micro_batches = static_cast<int64_t>(drawn.cu_seqlens.front().size());
-  for (const PhaseTick& tick : trains ? SamePhaseTicks(shape.mesh.pp, micro_batches)
-                                      : ForwardTicks(shape.mesh.pp, micro_batches)) {
+  for (const PhaseTick& tick : trains ? SamePhaseTicks(shape.mesh.pp, 1, micro_batches)
+                                      : ForwardTicks(shape.mesh.pp, 1, micro_batches)) {
     const PlannedTick planned = PlanTick(shape, drawn.options, drawn.cu_seqlens, tick);
     std::vector<int64_t> now(bytes.size(), 0);
     for (const PlannedNano& nano : planned.layers.front().nano) {

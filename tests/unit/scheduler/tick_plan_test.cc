@@ -110,7 +110,7 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     options.balances = setup.balance;
     std::vector<double> expected(static_cast<size_t>(shape.num_ranks()), 0);
     size_t messages = 0;
-    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, micro_batches)) {
+    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, 1, micro_batches)) {
       const bool forward = tick.phase == PipelinePhase::kForward;
       options.forward = costs.forward.cost;
       options.backward = costs.backward.cost;
@@ -130,10 +130,10 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     size_t sent = 0;
     for (const SimSpan& span : step.spans) sent += span.is_send ? 1 : 0;
     // And activations, and their gradients, from stage to stage.
-    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, micro_batches)) {
+    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, 1, micro_batches)) {
       for (int stage = 0; stage < setup.pp; ++stage) {
         const int to = stage + (tick.phase == PipelinePhase::kForward ? 1 : -1);
-        const int64_t at = MicroBatchAt(tick, setup.pp, micro_batches, stage);
+        const int64_t at = PassAt(tick, setup.pp, 1, micro_batches, stage).micro_batch;
         if (to < 0 || to >= setup.pp || at < 0) continue;
         for (const auto& replica : documents) {
           const PooledBatch batch{replica[static_cast<size_t>(at)],
