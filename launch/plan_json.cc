@@ -84,6 +84,7 @@ Json PlanJson(const PlanReport& report) {
                  {"zero", static_cast<int>(report.plan.sharding)}}},
                {"device", DeviceText(report.config.runtime.device)},
                {"dtype", DTypeText(dtype)},
+               {"fp8", report.config.runtime.fp8},
                {"tokens_per_step", report.step_tokens()},
                {"flops_per_token",
                 {{"matmul", report.flops.matmul / sequence},

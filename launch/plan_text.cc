@@ -116,11 +116,13 @@ std::string MemoryText(const PlanReport& report) {
   const int64_t micro_tokens =
       report.config.data.sequence_length *
       std::min(report.config.train.micro_batch_size, report.config.train.global_batch_size);
-  TextTable table(std::move(columns),
-                  absl::StrFormat("Memory of each of %s on %s in %s, micro-batches of %d tokens",
-                                  Counted(report.plan.num_ranks(), "rank"),
-                                  DeviceText(report.config.runtime.device),
-                                  DTypeText(ComputeDType(report.config.runtime)), micro_tokens));
+  TextTable table(
+      std::move(columns),
+      absl::StrFormat("Memory of each of %s on %s in %s%s, micro-batches of %d tokens",
+                      Counted(report.plan.num_ranks(), "rank"),
+                      DeviceText(report.config.runtime.device),
+                      DTypeText(ComputeDType(report.config.runtime)),
+                      report.config.runtime.fp8 ? " with products in FP8" : "", micro_tokens));
   const auto add = [&](const char* name, const auto& bytes) {
     std::vector<std::string> cells = {name};
     for (size_t i = 0; i < ShownKinds(report); ++i) {

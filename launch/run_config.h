@@ -55,7 +55,7 @@ struct RuntimeConfig {
   int64_t ranks_per_gpu = 1;
   RunDType dtype = RunDType::kAuto;
   int64_t threads = 0;  // a rank; 0: the host's cores shared among its ranks
-  bool fp8 = false;  // products of the blocks
+  bool fp8 = false;     // products of the blocks
   Recompute recompute = Recompute::kNone;
   double timeout_s = 300;
   double lost_after_s = 5;  // a rank that is silent for so long is lost (launch/server_line.h)

@@ -24,9 +24,9 @@ struct CudaMatMulParams {
   int64_t k = 0;
   const void* a = nullptr;  // of a_type
   const void* b = nullptr;  // of b_type
-  // bf16; or FP8, for both (not E5M2 for both), with a as it is and b transposed, and sizes in memory
-  // of multiples of 16. Operands in FP8 are multiplied with *a_scale and *b_scale on the device,
-  // which cuBLASLt wants aligned to 16 bytes.
+  // bf16; or FP8, for both (not E5M2 for both), with a as it is and b transposed, and sizes in
+  // memory of multiples of 16. Operands in FP8 are multiplied with *a_scale and *b_scale on the
+  // device, which cuBLASLt wants aligned to 16 bytes.
   DType a_type = DType::kBF16;
   DType b_type = DType::kBF16;
   const float* a_scale = nullptr;
