@@ -261,6 +261,7 @@ SoftmaxAttentionTiling TilingOf(int head_dim) {
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
                                           const SoftmaxAttentionTiling& tiling, int group,
                                           bool backward) {
+  // No state: kept because memory fresh from the system costs more than all planning.
   thread_local Scratch scratch;
   SoftmaxAttentionPlan plan;
   plan.tiling = tiling;
