@@ -14,14 +14,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "launch/machine.h"
-#include "models/model.h"
+#include "launch/step_bench.h"
 #include "models/model_shape.h"
-#include "models/optimizer.h"
-#include "runtime/base/philox.h"
 #include "runtime/ops/gpu.h"
 #include "runtime/ops/step_trace.h"
 #include "scheduler/flops.h"
@@ -71,33 +70,15 @@ T Value(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
-PackedBatch RandomBatch(int64_t sequence, int64_t count, int64_t vocab) {
-  PackedBatch batch;
-  const Philox random(1, 2);
-  uint64_t drawn = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    std::vector<int32_t> tokens(static_cast<size_t>(sequence));
-    for (int32_t& token : tokens) {
-      token = static_cast<int32_t>(random.Bits(drawn++) % static_cast<uint64_t>(vocab));
-    }
-    std::vector<int32_t> targets(tokens.begin() + 1, tokens.end());
-    targets.push_back(kIgnoredTarget);
-    batch.AppendPiece(tokens, targets);
-  }
-  return batch;
-}
-
 // Where the time of one step goes: microseconds by op, from the timeline, and their share.
-void PrintProfile(OpContext context, Model& model, Optimizer& optimizer, const PackedBatch& batch,
+void PrintProfile(OpContext context, TrainingStep& step, const PackedBatch& batch,
                   Recompute recompute) {
   const std::unique_ptr<StepTrace> trace = MakeStepTrace(context);
   context.trace = trace.get();
   const ArenaScope scope(context.arena);
   const TensorView sums = context.arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-  const double valid = static_cast<double>(batch.num_valid());
-  model.ForwardBackward(context, batch, 1 / valid, recompute, /*is_last=*/true, sums.Rows(0, 1));
-  model.FinishGradients(context, sums.Rows(1, 2));
-  optimizer.Update(context, AdamWStepParams{1e-4, 1, 1.0}, model, sums.Rows(1, 2));
+  step.ComputeGradients(context, batch, recompute, sums);
+  step.Update(context, sums);
   Check(WaitForOps(context));
   std::map<std::string, std::pair<int, double>> by_name;
   for (const TraceEvent& event : trace->Take()) {
@@ -125,35 +106,19 @@ int Run(const Preset& preset, int64_t sequence, int64_t count, const std::string
   const OpContext context{pool, arena, DType::kBF16, gpu.get()};
   const double peak = MeasurePeakFlops(context);
 
-  ModelSetup setup;
-  setup.fp8 = fp8;
-  Model model = Value(Model::Create(context, config, setup, tracker));
-  Check(
-      model.layout().InitializeOnDevice(context, 1, model.store().owned(), model.weights().view()));
-  model.PublishWeights(context);
-  Optimizer optimizer = Value(Optimizer::Create(context, model, AdamWConfig(), tracker));
-  const PackedBatch batch = RandomBatch(sequence, count, config.vocab_size);
+  const std::unique_ptr<TrainingStep> step =
+      Value(TrainingStep::Create(context, config, fp8, tracker));
+  const PackedBatch batch = RandomDocuments(sequence, count, config.vocab_size);
   const auto valid = static_cast<double>(batch.num_valid());
   std::vector<double> seconds;
   double values[2] = {0, 0};
-  // Products are tuned in these.
-  const int warm_up = batch.num_tokens() <= 32768 ? 10 : 4;
-  for (int step = 1; step <= warm_up + steps; ++step) {
+  const auto warm_up = static_cast<int>(WarmUpSteps(context, batch.num_tokens()));
+  for (int i = 1; i <= warm_up + steps; ++i) {
     const double begin = Now();
-    const ArenaScope scope(arena);
-    const TensorView sums = arena.AllocateZero(DType::kF64, {2}, MemoryPurpose::kWorkspace);
-    if (fp8) model.fp8_scales()->BeginStep(context);
-    model.ForwardBackward(context, batch, 1 / valid, recompute, /*is_last=*/true, sums.Rows(0, 1));
-    model.FinishGradients(context, sums.Rows(1, 2));
-    optimizer.Update(context, AdamWStepParams{1e-4, step, 1.0}, model, sums.Rows(1, 2));
-    Check(ReadDoubles(context, sums, absl::MakeSpan(values)));
-    if (fp8) {
-      Check(model.fp8_scales()->Learn(context, Value(model.fp8_scales()->ReadAmax(context))));
-    }
-    if (step > warm_up) seconds.push_back(Now() - begin);
+    Check(step->Run(context, batch, recompute, values));
+    if (i > warm_up) seconds.push_back(Now() - begin);
   }
-  if (std::getenv("EK_PROFILE") != nullptr)
-    PrintProfile(context, model, optimizer, batch, recompute);
+  if (std::getenv("EK_PROFILE") != nullptr) PrintProfile(context, *step, batch, recompute);
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double flops =

@@ -8,10 +8,10 @@
 
 #include "absl/strings/str_format.h"
 #include "launch/attention_bench.h"
+#include "launch/bench_options.h"
 #include "launch/commands.h"
 #include "launch/device_option.h"
 #include "launch/linear_bench.h"
-#include "launch/machine.h"
 #include "launch/message_bench.h"
 #include "launch/output_file.h"
 #include "launch/run_config.h"
@@ -26,7 +26,7 @@ constexpr int64_t kLongestMessage = int64_t{1} << 24;
 constexpr int64_t kMaxShard = 16384;  // queries of the longest shard, unless it is a whole document
 constexpr int64_t kMostSequences = 256;  // of a step of decoding
 
-struct BenchOptions {
+struct BenchOptions : BenchCommon {
   std::string model;
   std::vector<std::string> overrides;
   int64_t heads = 0;  // 0: the model's
@@ -36,10 +36,6 @@ struct BenchOptions {
   std::vector<int64_t> q_lens;
   std::vector<int64_t> lengths;  // of keys, or of documents
   std::vector<int64_t> sequences;
-  int64_t threads = 0;
-  TimingOptions timing;
-  Device device = Device::kCpu;
-  std::string json;
 };
 
 // Fills in what the options leave to the model: heads of one tensor-parallel rank.
@@ -89,23 +85,6 @@ std::vector<int64_t> PowersOfTwo(int64_t last) {
   return lengths;
 }
 
-// Runs measure(rank, peak FLOP/s) on rank 0 alone.
-absl::Status RunBench(
-    const BenchOptions& options,
-    const std::function<absl::Status(const RankRuntime&, double peak_flops)>& measure) {
-  RankOptions rank_options;
-  rank_options.threads = options.threads;
-  SetDevice(options.device, &rank_options);
-  rank_options.many_ranks = false;
-  return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
-    if (rank.comm.rank() != 0) return absl::OkStatus();
-    EK_RETURN_IF_ERROR(PrepareOutputFile(options.json));
-    const double peak_flops = MeasurePeakFlops(rank.context);
-    EK_RETURN_IF_ERROR(WaitForOps(rank.context));
-    return measure(rank, peak_flops);
-  });
-}
-
 // What the numbers of a table are of: device, dtype, heads, the product they are compared with.
 void PrintPreamble(const RankRuntime& rank, const BenchOptions& options, const BenchTable& table,
                    double peak_flops, const char* what, const char* flops) {
@@ -122,16 +101,6 @@ void PrintPreamble(const RankRuntime& rank, const BenchOptions& options, const B
   std::cout << "\n# " << flops << "\n# %: of a large matrix product's "
             << table.RateText(peak_flops) << "\n#\n";
   table.PrintHeader();
-}
-
-absl::Status WriteJson(const std::string& path, const nlohmann::json& json) {
-  EK_RETURN_IF_ERROR(WriteTextFile(path, json.dump(2) + "\n"));
-  std::cout << "# written to " << path << "\n";
-  return absl::OkStatus();
-}
-
-int64_t ThreadsOf(const OpContext& context) {
-  return context.cuda == nullptr ? context.pool.num_threads() : 0;
 }
 
 absl::Status BenchAttention(BenchOptions options) {
@@ -315,30 +284,7 @@ CLI::Option* AddLength(CLI::App& command, const char* name, int64_t* value, cons
   return command.add_option(name, *value, help)->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
 }
 
-CLI::Option* AddLengths(CLI::App& command, const char* name, std::vector<int64_t>* values,
-                        const char* help) {
-  return command.add_option(name, *values, help)
-      ->delimiter(',')
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
-      ->type_name("N,N,...");
-}
-
-// Options of all benchmarks.
-void AddCommon(CLI::App& command, BenchOptions* options) {
-  AddDeviceOption(command, &options->device);
-  command.add_option("--threads", options->threads, "Threads on the CPU; 0 = all cores")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command
-      .add_option(
-          "--runs", options->timing.runs,
-          "Timed runs of a shape, of which the median is told; fewer where they take over 20 s")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
-      ->capture_default_str();
-  command.add_option("--json", options->json, "Write the results to this file")->type_name("FILE");
-}
-
-// And of those of attention.
+// Options of what attention is measured for.
 void AddHeads(CLI::App& command, BenchOptions* options) {
   CLI::Option* model =
       command
@@ -430,11 +376,12 @@ void AddMessages(CLI::App& bench, CommandBody* body) {
 }  // namespace
 
 void AddBenchCommand(CLI::App& app, CommandBody* body) {
-  CLI::App* command =
-      app.add_subcommand("bench", "Time attention and communication of this machine's devices");
+  CLI::App* command = app.add_subcommand(
+      "bench", "Time attention, training steps and communication of this machine's devices");
   command->require_subcommand(1);
   AddAttention(*command, body);
   AddLinear(*command, body);
+  AddBenchStep(*command, body);
   AddBenchComm(*command, body);
   AddMessages(*command, body);
 }

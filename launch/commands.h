@@ -26,6 +26,7 @@ void AddCheckpointCommand(CLI::App& app, CommandBody* body);
 void AddDoctorCommand(CLI::App& app, CommandBody* body);
 void AddBenchCommand(CLI::App& app, CommandBody* body);
 void AddBenchComm(CLI::App& bench, CommandBody* body);  // a part of it
+void AddBenchStep(CLI::App& bench, CommandBody* body);  // another
 void AddCompletionCommand(CLI::App& app, CommandBody* body);
 
 // "evenkeel 0.1.0", and what it was built with.

@@ -73,6 +73,40 @@ class BenchTest(EndToEndTest):
         output = self.bench("attention", *HEADS, "--max-kv", 40)
         self.assertEqual([row[:2] for row in rows(output)], [[40, 40]])
 
+    def test_step(self):
+        file = self.folder / "step.json"
+        model = REPOSITORY / "configs" / "tiny_llama.yaml"
+        output = self.bench("step", "--model", model, "--lengths", "300,64", "--tokens", 256,
+                            "--set", "runtime.recompute=mlp", "--json", file)
+        self.assertIn(", 1 thread, float32, recompute mlp\n", output)
+        steps = json.loads(file.read_text())
+        self.assertEqual([(p["length"], p["documents"]) for p in steps["points"]], [(64, 4), (300, 1)])
+        table = rows(output)
+        self.assertEqual(len(table), 2)
+        for row, point in zip(table, steps["points"]):
+            seconds, tokens = point["step_s"], point["length"] * point["documents"]
+            self.assertEqual(row[:2], [point["length"], point["documents"]])
+            self.assertAlmostEqual(row[2], point["gradients_s"] * 1e3, delta=0.01)
+            self.assertAlmostEqual(row[3], seconds * 1e3, delta=0.01)
+            self.assertAlmostEqual(row[4], tokens / seconds, delta=1)
+            self.assertAlmostEqual(row[5], point["model_flops"] / seconds * 1e-9, delta=0.06)
+            self.assertTrue(0.1 < row[6] < 1000, row)
+            # Weights, gradients and two moments, and the step's own.
+            self.assertTrue(16 * 1e5 < point["peak_bytes"] < 2e9, point)
+        # The model's, by hand: 6 a parameter of products and token, 12 a pair and head of D.
+        plan = json.loads(self.run_program("plan", "--config", model, "--json"))
+        per_token = plan["flops_per_token"]["matmul"]
+        for point, pairs in zip(steps["points"], (4 * 64 * 65 / 2, 300 * 301 / 2)):
+            products = per_token * point["length"] * point["documents"]
+            attention = point["model_flops"] - products
+            layers_times_width = attention / (12 * pairs)
+            self.assertAlmostEqual(layers_times_width, round(layers_times_width), delta=1e-6)
+            self.assertGreater(layers_times_width, 0)
+        message = self.bench("step", "--model", REPOSITORY / "configs" / "llama_34b.yaml", code=8)
+        self.assertIn("GiB, and the host has", message)
+        self.assertNotIn("#", message)
+        self.assertIn("--model is required", self.bench("step", code=USAGE))
+
     def test_linear(self):
         file = self.folder / "linear.json"
         model = REPOSITORY / "configs" / "tiny_transnormerllm.yaml"
