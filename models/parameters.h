@@ -145,8 +145,8 @@ class ParameterLayout {
   void Initialize(ThreadPool& pool, uint64_t seed, TensorView flat) const;
   void Initialize(ThreadPool& pool, uint64_t seed, const std::vector<RowRange>& owned,
                   TensorView owned_flat) const;
-  // The same on the context's device: on a GPU it draws the matrices, which takes the host a second
-  // for some hundred million numbers a core. Does not wait for it.
+  // The same on the context's device: a GPU draws the matrices itself, which takes a host seconds
+  // for a billion numbers. Does not wait for it.
   absl::Status InitializeOnDevice(const OpContext& context, uint64_t seed,
                                   const std::vector<RowRange>& owned, TensorView owned_flat) const;
 
