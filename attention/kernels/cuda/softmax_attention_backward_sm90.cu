@@ -1,12 +1,8 @@
 // Backward pass on Hopper, with the formulas, the order and the turns of
 // softmax_attention_backward.cu. As many blocks as multiprocessors take key tiles, one after the
-// other, in the order of the plan. Two warpgroups own 64 keys each of a tile of 128 and compute
-// transposed scores, keys by queries:
-//   S^T = K Q^T, dP^T = V dO^T;  P^T and dS^T stay in registers as left operands of
-//   dV += P^T dO, dK += dS^T Q;  dS^T goes to shared memory once, for dQ^T = K^T dS^T, of which
-//   each warpgroup computes one half and leaves it in shared memory.
-// (At head size 256 they share the work out otherwise: softmax_backward_by_gradient_sm90.cuh.)
-// The warps of a third warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
+// other, in the order of the plan. What the warpgroups that multiply do is in
+// softmax_backward_by_keys_sm90.cuh and, at head size 256, softmax_backward_by_gradient_sm90.cuh.
+// The warps of one more warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
 // two stages ahead, and the next tile's keys while the last queries of this one are worked on; the
 // next two add a half of dQ each to memory, by bulk reductions, in turn. (Additions by the threads
 // that multiply cost a sixth of the time: they wait while their stores are accepted.)
@@ -20,6 +16,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
 #include "attention/kernels/cuda/softmax_backward_by_gradient_sm90.cuh"
+#include "attention/kernels/cuda/softmax_backward_by_keys_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_products_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_workspace.h"
@@ -27,125 +24,6 @@
 
 namespace evenkeel {
 namespace {
-
-#if defined(EK_HAS_SM90A)
-
-constexpr int kConsumersBarrier = 1;
-
-template <typename Shape>
-__device__ __forceinline__ void Consume(const SoftmaxBackwardParams& params, BackwardBarriers& b,
-                                        const BackwardTiles& tiles, const BackwardStep* steps,
-                                        const BackwardKeys* notes, Contribution (*contributions)[2],
-                                        int consumer) {
-  constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
-  const SoftmaxForwardParams& p = params.forward;
-  const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-  const int first_key = consumer * 64 + warp * 16 + lane / 4;  // and the one 8 further
-  const float scale = p.scale * kLog2E;
-  // Every thread arrives: lse, delta and the step were read by ordinary loads.
-  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
-
-  uint32_t dq_parity = 0;
-  RingPlace<2> place;
-  for (uint32_t round = 0;; ++round) {  // over key tiles
-    WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-    if (steps[place.stage].tile < 0) break;
-    const uint32_t k_tile = tiles.k + round % 2 * Shape::kKeyBytes;
-    WaitBarrier(SharedAddress(&b.k_full[round % 2]), round / 2 % 2);
-    // Rows past the end hold whatever lies there: 0 times NaN would be NaN.
-    const int kv_rows = notes[round % kKeyNotes].kv_rows;
-    if (kv_rows < kKeys) {
-      WaitBarrier(SharedAddress(&b.v_full), round % 2);
-      ZeroRows<kKeys, kDim, 256>(k_tile, kv_rows, threadIdx.x - 128);
-      ZeroRows<kKeys, kDim, 256>(tiles.v, kv_rows, threadIdx.x - 128);
-      FenceSharedForAsync();
-      NamedBarrierSync(kConsumersBarrier, 256);
-    }
-    const uint32_t k_rows = k_tile + consumer * 64 * 128, v_rows = tiles.v + consumer * 64 * 128;
-    float dk[kDim / 2], dv[kDim / 2];
-#pragma unroll
-    for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0.0f;
-    uint32_t covered = 0;
-
-    for (bool last = false; !last;) {
-      WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-      const BackwardStep step = steps[place.stage];
-      last = step.last;
-      const uint32_t q_tile = tiles.q + place.stage * Shape::kQueryBytes;
-      const uint32_t do_tile = tiles.dout + place.stage * Shape::kQueryBytes;
-      const uint32_t ds_tile = tiles.ds + place.stage * Shape::kScoreBytes;
-      const uint32_t lse = tiles.lse + place.stage * Shape::kRowBytes + (lane % 4) * 8;
-      const uint32_t delta = tiles.delta + place.stage * Shape::kRowBytes + (lane % 4) * 8;
-
-      if (step.rows < kQueries) {
-        WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
-        ZeroRows<kQueries, kDim, 256>(q_tile, step.rows, threadIdx.x - 128);
-        ZeroRows<kQueries, kDim, 256>(do_tile, step.rows, threadIdx.x - 128);
-        FenceSharedForAsync();
-        NamedBarrierSync(kConsumersBarrier, 256);
-      }
-      float s[kQueries / 2], dp[kQueries / 2];
-      StartScores<Shape>(s, k_rows, q_tile);
-      WaitBarrier(SharedAddress(&b.v_full), round % 2);
-      WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
-      StartScores<Shape>(dp, v_rows, do_tile);
-
-      const SeenKeys seen = FindSeenKeys<Shape>(step, consumer * 64, first_key);
-      covered |= seen.of_task;
-      WgmmaWait<1>();
-      uint32_t probabilities[kQueries / 16][4];
-      TakeProbabilities<Shape>(s, probabilities, lse, scale, seen, lane);
-      WgmmaWait<0>();
-      if (last) release(b.v_empty);
-      uint32_t ds[kQueries / 16][4];
-#pragma unroll
-      for (int n = 0; n < kQueries / 8; ++n) {
-        const float2 row_delta = LoadShared8(delta + n * 32);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int i = n * 4 + half * 2;
-          const uint32_t pair =
-              PackBf16(s[i] * (dp[i] - row_delta.x), s[i + 1] * (dp[i + 1] - row_delta.y));
-          ds[n / 2][(n % 2) * 2 + half] = pair;
-          StoreShared4(ds_tile + ElementOffset<kKeys>(first_key + half * 8, n * 8 + (lane % 4) * 2),
-                       pair);
-        }
-      }
-      FenceSharedForAsync();
-      StartKeyGradient<Shape>(dv, probabilities, do_tile);
-      NamedBarrierSync(kConsumersBarrier, 256);
-
-      // D = 128: each warpgroup takes 64 columns of K. D = 64: each takes 64 of the queries.
-      float dq[32];
-      const uint32_t k_columns = k_tile + (kDim == 128 ? consumer * kKeys * 128 : 0);
-      const uint32_t ds_columns = ds_tile + (kDim == 128 ? 0 : consumer * kKeys * 128);
-      StartQueryGradient<Shape>(dq, k_columns, ds_columns);
-      StartKeyGradient<Shape>(dk, ds, q_tile);
-      WgmmaWait<1>();
-      release(b.do_empty[place.stage]);
-      if (last) release(b.k_empty[round % 2]);
-
-      if (thread == 0) {
-        NameContribution(b, contributions, consumer, place.stage, {step.tile, step.turn});
-      }
-      LeaveQueryGradient<Shape>(dq, b, tiles, consumer, dq_parity, thread);
-      dq_parity ^= 1;
-      WgmmaWait<0>();
-      release(b.q_empty[place.stage]);
-      place.Advance();
-    }
-
-    const BackwardKeys keys = notes[round % kKeyNotes];
-    const int64_t row = int64_t{keys.kv_begin} + first_key;
-    StoreGradient<kDim>(dk, params.dk, params.dk_stride, row, keys.kv_head * p.head_dim, p.head_dim,
-                        p.scale, params.mode, covered, lane);
-    StoreGradient<kDim>(dv, params.dv, params.dv_stride, row, keys.kv_head * p.value_dim,
-                        p.value_dim, 1.0f, params.mode, covered, lane);
-  }
-  if (thread == 0) NameContribution(b, contributions, consumer, place.stage, {-1, 0});
-}
-
-#endif  // EK_HAS_SM90A
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
@@ -176,8 +54,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
       InitBarrier(SharedAddress(&b.q_full[i]), 1);
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
-      InitBarrier(SharedAddress(&b.k_empty[i]), 256);
-      InitBarrier(SharedAddress(&b.q_empty[i]), 256);
+      InitBarrier(SharedAddress(&b.k_empty[i]), Shape::kByGradient ? 256 : 384);
+      InitBarrier(SharedAddress(&b.q_empty[i]), Shape::kByGradient ? 256 : 384);
+      InitBarrier(SharedAddress(&b.ds_full[i]), 256);
+      InitBarrier(SharedAddress(&b.ds_empty[i]), 128);
       InitBarrier(SharedAddress(&b.do_empty[i]), 256);
       for (int stage = 0; stage < 2; ++stage) InitBarrier(SharedAddress(&b.dq_named[i][stage]), 1);
     }
@@ -198,11 +78,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     } else if (warp == 2 && lane == 0) {
       AddQueryGradients<Shape, 1>(w, b, tiles, contributions);
     }
+  } else if constexpr (!Shape::kByGradient) {  // 512 threads begin with 128 registers
+    if (threadIdx.x < 384) {
+      RaiseRegisters<208>();
+      ConsumeForOwnKeys<Shape>(params, b, tiles, steps, notes, threadIdx.x / 128 - 1);
+    } else {
+      LowerRegisters<72>();
+      ConsumeForQueries<Shape>(b, tiles, steps, contributions);
+    }
   } else {
     RaiseRegisters<240>();  // what the other warps gave back: 384 threads begin with 168
-    if constexpr (!Shape::kByGradient) {
-      Consume<Shape>(params, b, tiles, steps, notes, contributions, threadIdx.x / 128 - 1);
-    } else if (threadIdx.x < 256) {
+    if (threadIdx.x < 256) {
       ConsumeForValues<Shape>(params, b, tiles, steps, notes, contributions);
     } else {
       ConsumeForKeys<Shape>(params, b, tiles, steps, notes, contributions);

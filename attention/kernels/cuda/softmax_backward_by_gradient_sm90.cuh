@@ -185,6 +185,7 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
       covered |= FindSeenKeys<Shape>(step, 0, first_key).of_task;
       WgmmaWait<0>();
       if (last) release(b.v_empty);
+      SubtractDelta<Shape>(dp, delta);
 
       NamedBarrierSync(kProbabilitiesBarrier, 256);
       uint32_t ds[kQueries / 16][4];
@@ -192,20 +193,10 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
       for (int i = 0; i < kQueries / 16; ++i) {
         const uint4 four = LoadShared16(tiles.exchange + i * 2048 + thread * 16);
         const uint32_t probabilities[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int n = i * 2; n < i * 2 + 2; ++n) {
-          const float2 row_delta = LoadShared8(delta + n * 32);
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int e = (n % 2) * 2 + half;
-            const float2 x = UnpackBf16(probabilities[e]);
-            ds[i][e] = PackBf16(x.x * (dp[n * 4 + half * 2] - row_delta.x),
-                                x.y * (dp[n * 4 + half * 2 + 1] - row_delta.y));
-            StoreShared4(
-                tiles.ds + ElementOffset<kKeys>(first_key + half * 8, n * 8 + (lane % 4) * 2),
-                ds[i][e]);
-          }
-        }
+        TakeScoreGradients<Shape>(ds[i], probabilities, dp, i);
+        StoreMatrices(
+            tiles.ds + ElementOffset<kKeys>(thread / 32 * 16 + lane % 16, i * 16 + lane / 16 * 8),
+            ds[i][0], ds[i][1], ds[i][2], ds[i][3]);
       }
       FenceSharedForAsync();
       NamedBarrierArrive(kScoreGradientsBarrier, 256);

@@ -21,7 +21,7 @@ template <int kDim>
 struct Sm90BackwardShape {
   static constexpr bool kByGradient = kDim == 256;
   static constexpr int kHeadDim = kDim;
-  static constexpr int kThreads = 384;
+  static constexpr int kThreads = kByGradient ? 384 : 512;
   static constexpr int kKeys = kByGradient ? 64 : 128;
   static constexpr int kQueries = kDim == 64 ? 128 : 64;
   static constexpr int kKeyBytes = kKeys * kDim * 2;
@@ -53,6 +53,7 @@ struct BackwardTensorMaps {
 struct BackwardBarriers {
   uint64_t k_full[2], k_empty[2], v_full, v_empty;
   uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
+  uint64_t ds_full[2], ds_empty[2];
   uint64_t dq_named[2][2];           // by warpgroup and stage: which tile of dQ is next
   uint64_t dq_full[3], dq_empty[3];  // of the places for pieces of dQ
 };

@@ -100,30 +100,54 @@ __device__ __forceinline__ SeenKeys FindSeenKeys(const BackwardStep& step, int w
   return seen;
 }
 
-// s: scores become probabilities, and the left operand of the product that makes dV. lse: shared
-// memory, of the thread's first query. scale: with log2(e) in it, as lse has.
+// Scores become probabilities, the left operand of the product that makes dV. lse: shared memory,
+// of the thread's first query. scale: with log2(e) in it, as lse has.
 template <typename Shape>
 __device__ __forceinline__ void TakeProbabilities(
-    float (&s)[Shape::kQueries / 2], uint32_t (&probabilities)[Shape::kQueries / 16][4],
+    const float (&s)[Shape::kQueries / 2], uint32_t (&probabilities)[Shape::kQueries / 16][4],
     uint32_t lse, float scale, const SeenKeys& seen, int lane) {
 #pragma unroll
   for (int n = 0; n < Shape::kQueries / 8; ++n) {
     const float2 row_lse = LoadShared8(lse + n * 32);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      float x = Exp2(s[n * 4 + e] * scale - (e % 2 == 0 ? row_lse.x : row_lse.y));
+    for (int half = 0; half < 2; ++half) {
+      float x = Exp2(s[n * 4 + half * 2] * scale - row_lse.x);
+      float y = Exp2(s[n * 4 + half * 2 + 1] * scale - row_lse.y);
       if (!seen.whole) {
-        if (n * 8 + (lane % 4) * 2 + (e & 1) < seen.first_query[e >> 1]) x = 0.0f;
+        const int query = n * 8 + (lane % 4) * 2;
+        if (query < seen.first_query[half]) x = 0.0f;
+        if (query + 1 < seen.first_query[half]) y = 0.0f;
       }
-      s[n * 4 + e] = x;
+      probabilities[n / 2][n % 2 * 2 + half] = PackBf16(x, y);
     }
   }
+}
+
+// delta: shared memory, of the thread's first query.
+template <typename Shape>
+__device__ __forceinline__ void SubtractDelta(float (&dp)[Shape::kQueries / 2], uint32_t delta) {
 #pragma unroll
-  for (int i = 0; i < Shape::kQueries / 16; ++i) {
+  for (int n = 0; n < Shape::kQueries / 8; ++n) {
+    const float2 row_delta = LoadShared8(delta + n * 32);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      probabilities[i][e] = PackBf16(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
+    for (int half = 0; half < 2; ++half) {
+      dp[n * 4 + half * 2] -= row_delta.x;
+      dp[n * 4 + half * 2 + 1] -= row_delta.y;
     }
+  }
+}
+
+// dS^T of queries [16 i, 16 i + 16), left operand of the product that makes dK, of dP - delta. Of
+// probabilities in bf16, the numbers that dV is made from: in float32 they would take the registers
+// that dP needs.
+template <typename Shape>
+__device__ __forceinline__ void TakeScoreGradients(uint32_t (&ds)[4],
+                                                   const uint32_t (&probabilities)[4],
+                                                   const float (&dp)[Shape::kQueries / 2], int i) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const float2 x = UnpackBf16(probabilities[e]);
+    ds[e] = PackBf16(x.x * dp[i * 8 + e * 2], x.y * dp[i * 8 + e * 2 + 1]);
   }
 }
 
