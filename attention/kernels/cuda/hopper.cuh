@@ -60,6 +60,12 @@ __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// By a whole warp, that has read or written what the barrier guards: one arrival.
+__device__ __forceinline__ void ArriveOfWarp(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) Arrive(barrier);
+}
+
 // Waits until the phase of this parity has completed.
 __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t parity) {
   asm volatile(
@@ -370,15 +376,17 @@ __device__ __forceinline__ void WgmmaTransposed(float (&d)[32], uint64_t a, uint
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
-// Place in a ring of one or two stages, and the parity of its current phase.
+// Place in a ring of stages, and the parity of its current phase.
 template <int kStages = 2>
 struct RingPlace {
-  static_assert(kStages == 1 || kStages == 2);
   int stage = 0;
   uint32_t parity = 0;
   __device__ __forceinline__ void Advance() {
-    if constexpr (kStages == 2) stage ^= 1;
+    stage = stage + 1 == kStages ? 0 : stage + 1;
     parity ^= stage == 0;
+  }
+  __device__ __forceinline__ int StageBefore() const {
+    return stage == 0 ? kStages - 1 : stage - 1;
   }
 };
 

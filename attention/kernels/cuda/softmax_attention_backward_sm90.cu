@@ -15,6 +15,7 @@
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_sm90.h"
+#include "attention/kernels/cuda/softmax_backward_adders_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_by_gradient_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_by_keys_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
@@ -33,57 +34,66 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #if defined(EK_HAS_SM90A)
   extern __shared__ uint8_t shared[];
   __shared__ BackwardBarriers b;
-  __shared__ BackwardStep steps[2];
+  __shared__ BackwardStep steps[Shape::kQueryStages];
   __shared__ BackwardKeys notes[kKeyNotes];
-  __shared__ Contribution contributions[2][2];  // by warpgroup and stage
+  __shared__ Contribution contributions[4];
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
   tiles.v = tiles.k + Shape::kKeyStages * Shape::kKeyBytes;
   tiles.q = tiles.v + Shape::kKeyBytes;
-  tiles.dout = tiles.q + 2 * Shape::kQueryBytes;
+  tiles.dout = tiles.q + Shape::kQueryStages * Shape::kQueryBytes;
   tiles.ds = tiles.dout + Shape::kDoutStages * Shape::kQueryBytes;
   tiles.exchange = tiles.ds + Shape::kScoreStages * Shape::kScoreBytes;
   tiles.lse = tiles.exchange + Shape::kExchangeBytes;
-  tiles.delta = tiles.lse + 2 * Shape::kRowBytes;
+  tiles.delta = tiles.lse + Shape::kQueryStages * Shape::kRowBytes;
   tiles.dq = tiles.delta + Shape::kDoutStages * Shape::kRowBytes;
   if (threadIdx.x == 0) {
+    // Arrivals in warps. By gradient one warpgroup of two makes dP; else two own keys and a third
+    // makes dQ.
+    constexpr int kUseKeys = Shape::kByGradient ? 8 : 12, kUseValues = Shape::kByGradient ? 4 : 8;
     InitBarrier(SharedAddress(&b.v_full), 1);
-    // Threads that read it: of both warpgroups, all else too, or of the one that makes dP.
-    InitBarrier(SharedAddress(&b.v_empty), Shape::kByGradient ? 128 : 256);
+    InitBarrier(SharedAddress(&b.v_empty), kUseValues);
+    for (int i = 0; i < Shape::kQueryStages; ++i) {
+      InitBarrier(SharedAddress(&b.q_full[i]), 1);
+      InitBarrier(SharedAddress(&b.q_empty[i]), kUseKeys);
+    }
     for (int i = 0; i < 2; ++i) {
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
-      InitBarrier(SharedAddress(&b.q_full[i]), 1);
+      InitBarrier(SharedAddress(&b.ds_full[i]), 8);
+      InitBarrier(SharedAddress(&b.ds_empty[i]), 4);
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
-      InitBarrier(SharedAddress(&b.k_empty[i]), Shape::kByGradient ? 256 : 384);
-      InitBarrier(SharedAddress(&b.q_empty[i]), Shape::kByGradient ? 256 : 384);
-      InitBarrier(SharedAddress(&b.ds_full[i]), 256);
-      InitBarrier(SharedAddress(&b.ds_empty[i]), 128);
-      InitBarrier(SharedAddress(&b.do_empty[i]), 256);
-      for (int stage = 0; stage < 2; ++stage) InitBarrier(SharedAddress(&b.dq_named[i][stage]), 1);
+      InitBarrier(SharedAddress(&b.k_empty[i]), kUseKeys);
+      InitBarrier(SharedAddress(&b.do_empty[i]), 8);
     }
-    for (int i = 0; i < Shape::kPlaces; ++i) {
-      InitBarrier(SharedAddress(&b.dq_full[i]), 128);  // a warpgroup's threads
-      InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
+    for (int i = 0; i < 4; ++i) {
+      InitBarrier(SharedAddress(&b.dq_named[i]), 1);
+      InitBarrier(SharedAddress(&b.dq_full[i]), 4);
     }
+    for (int i = 0; i < 3; ++i) InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
+    FenceSharedForAsync();
     FenceSharedForAsync();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    LowerRegisters<24>();
+    LowerRegisters<Shape::kByGradient ? 24 : 32>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp == 0) {
       ProduceBackward<Shape>(params, w, maps, b, tiles, steps, notes, lane);
-    } else if (warp == 1 && lane == 0) {
-      AddQueryGradients<Shape, 0>(w, b, tiles, contributions);
-    } else if (warp == 2 && lane == 0) {
-      AddQueryGradients<Shape, 1>(w, b, tiles, contributions);
+    } else if (lane == 0 && warp < 3) {
+      if constexpr (!Shape::kByGradient) {
+        AddEverySecond<Shape>(w, b, tiles, contributions, warp - 1);
+      } else if (warp == 1) {
+        AddHalf<Shape, 0>(w, b, tiles, contributions);
+      } else {
+        AddHalf<Shape, 1>(w, b, tiles, contributions);
+      }
     }
   } else if constexpr (!Shape::kByGradient) {  // 512 threads begin with 128 registers
     if (threadIdx.x < 384) {
       RaiseRegisters<208>();
       ConsumeForOwnKeys<Shape>(params, b, tiles, steps, notes, threadIdx.x / 128 - 1);
     } else {
-      LowerRegisters<72>();
+      LowerRegisters<64>();
       ConsumeForQueries<Shape>(b, tiles, steps, contributions);
     }
   } else {

@@ -55,16 +55,23 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
                                                  BackwardBarriers& b, const BackwardTiles& tiles,
                                                  const BackwardStep* steps,
                                                  const BackwardKeys* notes,
-                                                 Contribution (*contributions)[2]) {
+                                                 Contribution* contributions) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const SoftmaxForwardParams& p = params.forward;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int first_key = thread / 32 * 16 + lane / 4;  // and the one 8 further
   const float scale = p.scale * kLog2E;
-  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
+  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
 
   RingPlace<2> place;
   RingPlace<Shape::kFirstPlaces> piece_place;
+  const auto leave = [&](const float(&piece)[32]) {
+    const int at = piece_place.stage;
+    WaitBarrier(SharedAddress(&b.dq_empty[at]), piece_place.parity ^ 1);
+    LeaveQueryGradient<Shape>(piece, tiles, at, thread);
+    ArriveOfWarp(SharedAddress(&b.dq_full[at]), lane);
+    piece_place.Advance();
+  };
   for (uint32_t round = 0;; ++round) {  // over key tiles
     WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
     if (steps[place.stage].tile < 0) break;
@@ -87,7 +94,7 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
       const BackwardStep step = steps[place.stage];
       last = step.last;
       // Early: that its turn has come is known by the time there is something to add.
-      if (thread == 0) NameContribution(b, contributions, 0, place.stage, {step.tile, step.turn});
+      if (thread == 0) NameContribution(b, contributions, place.stage, {step.tile, step.turn});
       const uint32_t q_tile = tiles.q + place.stage * Shape::kQueryBytes;
       const uint32_t lse = tiles.lse + place.stage * Shape::kRowBytes + (lane % 4) * 8;
       if (step.rows < kQueries) {
@@ -119,12 +126,10 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
       WgmmaWait<2>();
       release(b.do_empty[do_place.stage]);
       WgmmaWait<1>();
-      LeaveQueryGradient<Shape>(dq[0], b, tiles, piece_place.stage, piece_place.parity, thread);
-      piece_place.Advance();
+      leave(dq[0]);
       WgmmaWait<0>();
       if (last) release(b.k_empty[0]);
-      LeaveQueryGradient<Shape>(dq[1], b, tiles, piece_place.stage, piece_place.parity, thread);
-      piece_place.Advance();
+      leave(dq[1]);
       place.Advance();
     }
 
@@ -132,7 +137,7 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
     StoreGradient<kDim>(dv, params.dv, params.dv_stride, int64_t{keys.kv_begin} + first_key,
                         keys.kv_head * p.value_dim, p.value_dim, 1.0f, params.mode, covered, lane);
   }
-  if (thread == 0) NameContribution(b, contributions, 0, place.stage, {-1, 0});
+  if (thread == 0) NameContribution(b, contributions, place.stage, {-1, 0});
 }
 
 // The second warpgroup.
@@ -140,15 +145,22 @@ template <typename Shape>
 __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& params,
                                                BackwardBarriers& b, const BackwardTiles& tiles,
                                                const BackwardStep* steps, const BackwardKeys* notes,
-                                               Contribution (*contributions)[2]) {
+                                               Contribution* contributions) {
   constexpr int kDim = Shape::kHeadDim, kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const SoftmaxForwardParams& p = params.forward;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int first_key = thread / 32 * 16 + lane / 4;
-  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
+  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
 
   RingPlace<2> place;
   RingPlace<Shape::kPlaces - Shape::kFirstPlaces> piece_place;
+  const auto leave = [&](const float(&piece)[32]) {
+    const int at = Shape::kFirstPlaces + piece_place.stage;
+    WaitBarrier(SharedAddress(&b.dq_empty[at]), piece_place.parity ^ 1);
+    LeaveQueryGradient<Shape>(piece, tiles, at, thread);
+    ArriveOfWarp(SharedAddress(&b.dq_full[at]), lane);
+    piece_place.Advance();
+  };
   for (uint32_t round = 0;; ++round) {
     WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
     if (steps[place.stage].tile < 0) break;
@@ -169,7 +181,7 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
       WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
       const BackwardStep step = steps[place.stage];
       last = step.last;
-      if (thread == 0) NameContribution(b, contributions, 1, place.stage, {step.tile, step.turn});
+      if (thread == 0) NameContribution(b, contributions, 2 + place.stage, {step.tile, step.turn});
       const auto do_place = InStepWith<Shape::kDoutStages>(place);
       const uint32_t do_tile = tiles.dout + do_place.stage * Shape::kQueryBytes;
       const uint32_t delta = tiles.delta + do_place.stage * Shape::kRowBytes + (lane % 4) * 8;
@@ -207,14 +219,10 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
       StartHalfQueryGradient<Shape>(dq[0], dq[1], tiles, 1);
       StartKeyGradient<Shape>(dk, ds, tiles.q + place.stage * Shape::kQueryBytes);
       WgmmaWait<2>();
-      LeaveQueryGradient<Shape>(dq[0], b, tiles, Shape::kFirstPlaces + piece_place.stage,
-                                piece_place.parity, thread);
-      piece_place.Advance();
+      leave(dq[0]);
       WgmmaWait<1>();
       if (last) release(b.k_empty[0]);
-      LeaveQueryGradient<Shape>(dq[1], b, tiles, Shape::kFirstPlaces + piece_place.stage,
-                                piece_place.parity, thread);
-      piece_place.Advance();
+      leave(dq[1]);
       WgmmaWait<0>();
       release(b.q_empty[place.stage]);
       place.Advance();
@@ -224,7 +232,7 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
     StoreGradient<kDim>(dk, params.dk, params.dk_stride, int64_t{keys.kv_begin} + first_key,
                         keys.kv_head * p.head_dim, p.head_dim, p.scale, params.mode, covered, lane);
   }
-  if (thread == 0) NameContribution(b, contributions, 1, place.stage, {-1, 0});
+  if (thread == 0) NameContribution(b, contributions, 2 + place.stage, {-1, 0});
 }
 
 #endif  // EK_HAS_SM90A

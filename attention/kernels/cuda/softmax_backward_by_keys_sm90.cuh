@@ -2,9 +2,13 @@
 // keys each of a tile of 128 and compute transposed scores, keys by queries:
 //   S^T = K Q^T, dP^T = V dO^T;  P^T and dS^T stay in registers as left operands of
 //   dV += P^T dO, dK += dS^T Q;  dS^T also goes to shared memory, for the third.
-// The third computes dQ^T = K^T dS^T, one piece of 64 x 64 after the other, and leaves it in shared
-// memory. So the first two wait for nobody but the third, two steps behind: while one takes
-// exponentials the others multiply.
+// The third computes dQ^T = K^T dS^T. So the first two wait for nobody but the third, which is
+// behind them: while one takes exponentials the others multiply.
+//
+// A step of 64 queries at head size 128, or 128 at 64, is 2,560 cycles of products, and moves some
+// 370 KB through shared memory, 2,900 cycles. From and to the L2 cache it moves 32 KB of Q and dO
+// and 32 KB of dQ, which takes as long, so much of the shared memory is for what is on its way:
+// three stages of Q, which is needed from the first to the last product of a step.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,13 +40,13 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
   // Where the lane's row of four 8 x 8 matrices of dS^T goes.
   const int matrix_row = owner * 64 + warp * 16 + lane % 16, matrix_column = lane / 16 * 8;
   const float scale = p.scale * kLog2E;
-  // Every thread arrives: lse, delta and the step were read by ordinary loads.
-  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
+  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
 
-  RingPlace<2> place;
+  RingPlace<Shape::kQueryStages> q_place;
+  RingPlace<2> place;                   // of dO
   for (uint32_t round = 0;; ++round) {  // over key tiles
-    WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-    if (steps[place.stage].tile < 0) break;
+    WaitBarrier(SharedAddress(&b.q_full[q_place.stage]), q_place.parity);
+    if (steps[q_place.stage].tile < 0) break;
     const uint32_t k_tile = tiles.k + round % 2 * Shape::kKeyBytes;
     WaitBarrier(SharedAddress(&b.k_full[round % 2]), round / 2 % 2);
     // Rows past the end hold whatever lies there: 0 times NaN would be NaN.
@@ -61,13 +65,12 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
     uint32_t covered = 0;
 
     for (bool first = true, last = false; !last; first = false) {
-      WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-      const BackwardStep step = steps[place.stage];
+      WaitBarrier(SharedAddress(&b.q_full[q_place.stage]), q_place.parity);
+      const BackwardStep step = steps[q_place.stage];
       last = step.last;
-      const uint32_t q_tile = tiles.q + place.stage * Shape::kQueryBytes;
+      const uint32_t q_tile = tiles.q + q_place.stage * Shape::kQueryBytes;
       const uint32_t do_tile = tiles.dout + place.stage * Shape::kQueryBytes;
-      const uint32_t ds_tile = tiles.ds + place.stage * Shape::kScoreBytes;
-      const uint32_t lse = tiles.lse + place.stage * Shape::kRowBytes + (lane % 4) * 8;
+      const uint32_t lse = tiles.lse + q_place.stage * Shape::kRowBytes + (lane % 4) * 8;
       const uint32_t delta = tiles.delta + place.stage * Shape::kRowBytes + (lane % 4) * 8;
       if (step.rows < kQueries) {
         WaitBarrier(SharedAddress(&b.do_full[place.stage]), place.parity);
@@ -82,7 +85,7 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
       const SeenKeys seen = FindSeenKeys<Shape>(step, owner * 64, first_key);
       covered |= seen.of_task;
       WgmmaWait<1>();
-      if (!first) release(b.q_empty[place.stage ^ 1]);
+      if (!first) release(b.q_empty[q_place.StageBefore()]);
       WgmmaWait<0>();
       if (last) release(b.k_empty[round % 2]);
       uint32_t probabilities[kQueries / 16][4];
@@ -99,7 +102,9 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
       release(b.do_empty[place.stage]);
 
       uint32_t ds[kQueries / 16][4];
-      WaitBarrier(SharedAddress(&b.ds_empty[place.stage]), place.parity ^ 1);
+      const auto ds_place = InStepWith<Shape::kScoreStages>(place);
+      const uint32_t ds_tile = tiles.ds + ds_place.stage * Shape::kScoreBytes;
+      WaitBarrier(SharedAddress(&b.ds_empty[ds_place.stage]), ds_place.parity ^ 1);
 #pragma unroll
       for (int i = 0; i < kQueries / 16; ++i) {
         TakeScoreGradients<Shape>(ds[i], probabilities[i], dp, i);
@@ -107,12 +112,13 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
                       ds[i][1], ds[i][2], ds[i][3]);
       }
       FenceSharedForAsync();
-      release(b.ds_full[place.stage]);
+      release(b.ds_full[ds_place.stage]);
       StartKeyGradient<Shape>(dk, ds, q_tile);
       place.Advance();
+      q_place.Advance();
     }
     WgmmaWait<0>();
-    release(b.q_empty[place.stage ^ 1]);
+    release(b.q_empty[q_place.StageBefore()]);
 
     const BackwardKeys keys = notes[round % kKeyNotes];
     const int64_t row = int64_t{keys.kv_begin} + first_key;
@@ -127,26 +133,31 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
 template <typename Shape>
 __device__ __forceinline__ void ConsumeForQueries(BackwardBarriers& b, const BackwardTiles& tiles,
                                                   const BackwardStep* steps,
-                                                  Contribution (*contributions)[2]) {
+                                                  Contribution* contributions) {
   constexpr int kKeys = Shape::kKeys;
-  const int thread = threadIdx.x % 128;
-  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
-  uint32_t round = 0, dq_parity = 0;
-  for (RingPlace<2> place;; place.Advance()) {
-    WaitBarrier(SharedAddress(&b.q_full[place.stage]), place.parity);
-    const int tile = steps[place.stage].tile, turn = steps[place.stage].turn;
-    const bool last = steps[place.stage].last;
-    release(b.q_empty[place.stage]);
-    // Early: that its turn has come is known by the time there is something to add.
-    if (thread == 0) {
-      NameContribution(b, contributions, 0, place.stage, {tile, turn});
-      NameContribution(b, contributions, 1, place.stage, {tile, turn});
+  const int thread = threadIdx.x % 128, lane = thread % 32;
+  uint32_t round = 0;
+  RingPlace<Shape::kQueryStages> q_place;
+  for (RingPlace<2> place;; place.Advance(), q_place.Advance()) {
+    WaitBarrier(SharedAddress(&b.q_full[q_place.stage]), q_place.parity);
+    const int tile = steps[q_place.stage].tile, turn = steps[q_place.stage].turn;
+    const bool last = steps[q_place.stage].last;
+    ArriveOfWarp(SharedAddress(&b.q_empty[q_place.stage]), lane);
+    const uint32_t step_parity = place.stage;
+    if (tile < 0) {
+      if (thread == 0) {
+        WaitBarrier(SharedAddress(&b.dq_empty[0]), step_parity ^ 1);  // both slots have been read
+        for (int slot = 0; slot < 2; ++slot) NameContribution(b, contributions, slot, {-1, 0});
+      }
+      return;
     }
-    if (tile < 0) break;
+    // Early: that its turn has come is known by the time there is something to add.
+    if (thread == 0) NameContribution(b, contributions, place.stage, {tile, turn});
     WaitBarrier(SharedAddress(&b.k_full[round % 2]), round / 2 % 2);
-    WaitBarrier(SharedAddress(&b.ds_full[place.stage]), place.parity);
+    const auto ds_place = InStepWith<Shape::kScoreStages>(place);
+    WaitBarrier(SharedAddress(&b.ds_full[ds_place.stage]), ds_place.parity);
     const uint32_t k_tile = tiles.k + round % 2 * Shape::kKeyBytes;
-    const uint32_t ds_tile = tiles.ds + place.stage * Shape::kScoreBytes;
+    const uint32_t ds_tile = tiles.ds + ds_place.stage * Shape::kScoreBytes;
 #pragma unroll 1
     for (int piece = 0; piece < 2; ++piece) {
       // D = 128: a piece is of 64 columns of K. D = 64: of 64 of the queries.
@@ -155,12 +166,13 @@ __device__ __forceinline__ void ConsumeForQueries(BackwardBarriers& b, const Bac
                                 ds_tile + (Shape::kHeadDim == 128 ? 0 : piece * kKeys * 128));
       WgmmaWait<0>();
       if (piece == 1) {
-        release(b.ds_empty[place.stage]);
-        if (last) release(b.k_empty[round % 2]);
+        ArriveOfWarp(SharedAddress(&b.ds_empty[ds_place.stage]), lane);
+        if (last) ArriveOfWarp(SharedAddress(&b.k_empty[round % 2]), lane);
       }
-      LeaveQueryGradient<Shape>(dq, b, tiles, piece, dq_parity, thread);
+      WaitBarrier(SharedAddress(&b.dq_empty[piece]), step_parity ^ 1);
+      LeaveQueryGradient<Shape>(dq, tiles, piece, thread);
+      ArriveOfWarp(SharedAddress(&b.dq_full[piece * 2 + place.stage]), lane);
     }
-    dq_parity ^= 1;
     if (last) ++round;
   }
 }

@@ -15,8 +15,8 @@
 
 namespace evenkeel {
 
-// Up to a head size of 128 the two warpgroups that multiply own 64 keys each of a tile of 128, and
-// all of dK and dV at these. At 256 they own dV and dK at the same 64 keys (kByGradient).
+// Up to a head size of 128 two warpgroups own 64 keys each of a tile of 128, and all of dK and dV
+// at these. At 256 they own dV and dK at the same 64 keys (kByGradient).
 template <int kDim>
 struct Sm90BackwardShape {
   static constexpr bool kByGradient = kDim == 256;
@@ -29,21 +29,23 @@ struct Sm90BackwardShape {
   static constexpr int kScoreBytes = kKeys * kQueries * 2;
   static constexpr int kRowBytes = kQueries * 4;       // of lse, and of delta
   static constexpr int kTileFloats = kQueries * kDim;  // of dQ
-  // dQ goes to memory in pieces of 64 x 64, of which each warpgroup computes as many.
+  // dQ goes to memory in pieces of 64 x 64; each half of a tile has as many.
   static constexpr int kPieceFloats = 64 * 64;
+  static constexpr int kPieceBytes = kPieceFloats * 4;
   static constexpr int kPieces = kTileFloats / kPieceFloats / 2;
-  // Stages of shared memory: of Q, lse and the notes of a step always two.
+  // Stages of shared memory: of Q also of lse and the notes of a step.
+  static constexpr int kQueryStages = kByGradient ? 2 : 3;
   static constexpr int kKeyStages = kByGradient ? 1 : 2;
-  static constexpr int kDoutStages = kByGradient ? 1 : 2;  // and of delta
-  static constexpr int kScoreStages = kByGradient ? 1 : 2;
+  static constexpr int kDoutStages = kByGradient ? 1 : 2;               // and of delta
+  static constexpr int kScoreStages = kDim == 64 ? 2 : 1;               // of dS^T
   static constexpr int kExchangeBytes = kByGradient ? kScoreBytes : 0;  // P, to the other warpgroup
-  // Places for pieces of dQ: of the first warpgroup, and of both.
+  // Places for pieces of dQ: for those of the first half, and of both.
   static constexpr int kFirstPlaces = kByGradient ? 2 : 1;
   static constexpr int kPlaces = kFirstPlaces + 1;
-  static constexpr int kSharedBytes = 1024 + (kKeyStages + 1) * kKeyBytes + 2 * kQueryBytes +
-                                      kDoutStages * kQueryBytes + kScoreStages * kScoreBytes +
-                                      kExchangeBytes + (2 + kDoutStages) * kRowBytes +
-                                      kPlaces * kPieceFloats * 4;
+  static constexpr int kSharedBytes =
+      1024 + (kKeyStages + 1) * kKeyBytes + kQueryStages * kQueryBytes + kDoutStages * kQueryBytes +
+      kScoreStages * kScoreBytes + kExchangeBytes + (kQueryStages + kDoutStages) * kRowBytes +
+      kPlaces * kPieceBytes;
 };
 
 struct BackwardTensorMaps {
@@ -52,10 +54,10 @@ struct BackwardTensorMaps {
 
 struct BackwardBarriers {
   uint64_t k_full[2], k_empty[2], v_full, v_empty;
-  uint64_t q_full[2], q_empty[2], do_full[2], do_empty[2];
+  uint64_t q_full[3], q_empty[3], do_full[2], do_empty[2];
   uint64_t ds_full[2], ds_empty[2];
-  uint64_t dq_named[2][2];           // by warpgroup and stage: which tile of dQ is next
-  uint64_t dq_full[3], dq_empty[3];  // of the places for pieces of dQ
+  uint64_t dq_named[4];              // which tile of dQ is next
+  uint64_t dq_full[4], dq_empty[3];  // of the places for pieces of dQ
 };
 
 // One step of the consumers, told by the producer beside the query tile: they have no registers to
@@ -82,7 +84,7 @@ struct BackwardKeys {
 // of one.
 constexpr int kKeyNotes = 4;
 
-// What a warpgroup says of its half of dQ of a step, before the pieces are in shared memory.
+// What is said of a piece of dQ of a step before it is in shared memory.
 struct Contribution {
   int tile;  // -1 after the last
   int turn;
@@ -106,7 +108,8 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
                                                 BackwardKeys* notes, int lane) {
   const SoftmaxForwardParams& p = params.forward;
   const int group = p.num_heads / p.num_kv_heads;
-  RingPlace<2> place;
+  RingPlace<Shape::kQueryStages> place;
+  RingPlace<Shape::kDoutStages> do_place;
   RingPlace<Shape::kKeyStages> key_place;
   for (uint32_t round = 0;; ++round) {
     // Tickets, not block indices: a block may wait only for what running blocks hold, each of which
@@ -141,7 +144,6 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
         const int tile = (task.first_tile + query_tile) * p.num_heads + head;
         const int64_t statistics = int64_t{tile} * Shape::kQueries;
         const uint32_t q_full = SharedAddress(&b.q_full[place.stage]);
-        const auto do_place = InStepWith<Shape::kDoutStages>(place);
         const uint32_t do_full = SharedAddress(&b.do_full[do_place.stage]);
         const int begin = task.kv_begin - keys.kv_begin;
         WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
@@ -171,50 +173,13 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
       __syncwarp();
       first = false;
       place.Advance();
+      do_place.Advance();
     }
   }
   if (lane == 0) {
     WaitBarrier(SharedAddress(&b.q_empty[place.stage]), place.parity ^ 1);
     steps[place.stage].tile = -1;
     Arrive(SharedAddress(&b.q_full[place.stage]));
-  }
-}
-
-// A thread that adds one half of every dQ tile to memory, each when its turn has come.
-template <typename Shape, int kHalf>
-__device__ __forceinline__ void AddQueryGradients(const SoftmaxBackwardWorkspace& w,
-                                                  BackwardBarriers& b, const BackwardTiles& tiles,
-                                                  const Contribution (*contributions)[2]) {
-  constexpr int kBytes = Shape::kPieceFloats * 4;
-  constexpr int kFirst = kHalf == 0 ? 0 : Shape::kFirstPlaces;
-  RingPlace<kHalf == 0 ? Shape::kFirstPlaces : Shape::kPlaces - Shape::kFirstPlaces> piece_place;
-  for (RingPlace<2> place;; place.Advance()) {
-    WaitBarrier(SharedAddress(&b.dq_named[kHalf][place.stage]), place.parity);
-    const Contribution now = contributions[kHalf][place.stage];
-    if (now.tile < 0) return;
-    uint32_t* const counter = w.counters + 1 + int64_t{now.tile} * 2 + kHalf;
-    float* target = w.dq + int64_t{now.tile} * Shape::kTileFloats +
-                    kHalf * Shape::kPieces * Shape::kPieceFloats;
-    while (ReadCounter(counter) != static_cast<uint32_t>(now.turn)) {
-    }
-    __threadfence();
-#pragma unroll
-    for (int piece = 0; piece < Shape::kPieces; ++piece) {
-      const int at = kFirst + piece_place.stage;
-      WaitBarrier(SharedAddress(&b.dq_full[at]), piece_place.parity);
-      if (now.turn == 0) {
-        StoreBytes(target, tiles.dq + at * kBytes, kBytes);
-      } else {
-        AddFloats(target, tiles.dq + at * kBytes, kBytes);
-      }
-      CommitTransfers();
-      WaitTransfersRead();
-      Arrive(SharedAddress(&b.dq_empty[at]));
-      piece_place.Advance();
-      target += Shape::kPieceFloats;
-    }
-    WaitTransfersDone();
-    CountContribution(counter);
   }
 }
 

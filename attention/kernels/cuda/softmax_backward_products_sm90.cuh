@@ -153,25 +153,22 @@ __device__ __forceinline__ void TakeScoreGradients(uint32_t (&ds)[4],
 
 // Leaves a piece of dQ, as it lies in the accumulators, for the warp that adds it to memory.
 template <typename Shape>
-__device__ __forceinline__ void LeaveQueryGradient(const float (&dq)[32], BackwardBarriers& b,
+__device__ __forceinline__ void LeaveQueryGradient(const float (&dq)[32],
                                                    const BackwardTiles& tiles, int place,
-                                                   uint32_t parity, int thread) {
-  WaitBarrier(SharedAddress(&b.dq_empty[place]), parity ^ 1);
-  const uint32_t at = tiles.dq + place * Shape::kPieceFloats * 4 + thread * 16;
+                                                   int thread) {
+  const uint32_t at = tiles.dq + place * Shape::kPieceBytes + thread * 16;
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
     StoreShared16(at + n * 2048, dq[n * 4], dq[n * 4 + 1], dq[n * 4 + 2], dq[n * 4 + 3]);
   }
   FenceSharedForAsync();
-  Arrive(SharedAddress(&b.dq_full[place]));
 }
 
-// By one thread of a warpgroup: the tile of dQ that its next pieces are of, or none.
-__device__ __forceinline__ void NameContribution(BackwardBarriers& b,
-                                                 Contribution (*contributions)[2], int warpgroup,
-                                                 int stage, const Contribution& next) {
-  contributions[warpgroup][stage] = next;
-  Arrive(SharedAddress(&b.dq_named[warpgroup][stage]));
+// By one thread: the tile of dQ that the next pieces are of, or none.
+__device__ __forceinline__ void NameContribution(BackwardBarriers& b, Contribution* contributions,
+                                                 int slot, const Contribution& next) {
+  contributions[slot] = next;
+  Arrive(SharedAddress(&b.dq_named[slot]));
 }
 
 // The warpgroup's 64 keys of dK or dV. Nobody else adds to them, so additions in memory that nobody
