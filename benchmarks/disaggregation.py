@@ -31,6 +31,9 @@ import subprocess
 import sys
 import tempfile
 
+import datasets
+import training_run
+
 LONG = 65536
 SMALL = ["model.layer_pattern=[softmax]"]
 
@@ -47,20 +50,6 @@ def prepare(lengths, context, tokens, seed):
         if sum(result) >= tokens:
             return result
     sys.exit(f"the list has no {tokens} tokens: fewer steps, please")
-
-
-def make_data(evenkeel, folder, lengths):
-    text = os.path.join(folder, "documents.jsonl")
-    letters = random.Random(1)
-    with open(text, "w", encoding="utf-8") as file:
-        for length in lengths:
-            # A byte is a token, and the end of the document is one.
-            words = "".join(letters.choices("abcdefghij ", k=length - 1))
-            file.write(json.dumps({"text": words}) + "\n")
-    prefix = os.path.join(folder, "documents")
-    subprocess.run([evenkeel, "data", "build", text, "-o", prefix], check=True,
-                   stdout=subprocess.DEVNULL)
-    return prefix
 
 
 def cases(ranks):
@@ -92,32 +81,23 @@ def run(options, prefix, parallel, folder):
     shutil.rmtree(folder, ignore_errors=True)
     if options.cost and "attention=disaggregated" in parallel:
         parallel = parallel + [f"attention_cost={os.path.abspath(options.cost)}"]
-    settings = [f"parallel.{setting}" for setting in parallel] + [
-        f"folder={folder}", f"data.train={prefix}", "data.validation=", "train.eval_every=0",
-        f"data.sequence_length={options.context}", f"train.global_batch_size={options.batch}",
-        f"train.steps={options.warm_up + options.steps}", "train.warmup_steps=1",
-        "checkpoint.every=-1", f"runtime.device={options.device}"]
-    if options.device == "cpu":
-        settings.append("runtime.threads=1")
-    if options.ranks_per_gpu > 1:
-        settings.append(f"runtime.ranks_per_gpu={options.ranks_per_gpu}")
+    settings = training_run.settings_of(prefix, folder, options.context, options.batch,
+                                        options.warm_up + options.steps, options.device,
+                                        options.ranks_per_gpu)
+    settings += [f"parallel.{setting}" for setting in parallel]
     if options.config == "configs/quickstart.yaml":
         settings += SMALL
     if "attention_messages=signal" in parallel:
         settings.append("train.on_nonfinite=skip")  # what is computed is wrong
-    command = ["mpirun", "--oversubscribe", "--bind-to", "core" if options.bind else "none", "-np",
-               str(options.ranks), options.evenkeel, "train", "--config", options.config]
-    for setting in settings + [s for s in options.set if applies(s, parallel)]:
-        command += ["--set", setting]
+    command = training_run.train(options.evenkeel, options.ranks, options.config,
+                                 settings + [s for s in options.set if applies(s, parallel)],
+                                 bind="core" if options.bind else "none")
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             timeout=options.limit, check=False)
-    path = os.path.join(folder, "metrics.jsonl")
-    if result.returncode != 0 or not os.path.exists(path):
+    if result.returncode != 0:
         print(f"{' '.join(command)}\nended with {result.returncode}:\n{result.stdout[-2000:]}")
         return []
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [row for row in rows if "step_ms" in row]
+    return training_run.rows_of(folder)
 
 
 def main():
@@ -153,7 +133,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="disaggregation_") as folder:
         documents = prepare(lengths, options.context, (steps + 1) * options.batch * options.context,
                             options.seed)
-        prefix = make_data(options.evenkeel, folder, documents)
+        prefix = os.path.join(folder, "documents")
+        datasets.write(prefix, documents, training_run.vocabulary_of(options.config, options.set))
         for _ in range(options.rounds):
             for name, parallel in wanted:
                 steps_of_run = run(options, prefix, parallel, os.path.join(folder, "run"))

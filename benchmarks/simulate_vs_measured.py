@@ -33,8 +33,9 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from disaggregation import SMALL, make_data, prepare  # noqa: E402
+import datasets
+import training_run
+from disaggregation import SMALL, prepare
 
 CALIBRATION_SEED = 2  # of the sample order; runs have the config's
 
@@ -68,19 +69,19 @@ class Host:
         self.data = {}
         for context in options.contexts:
             tokens = (self.steps + 2) * options.batch * context
-            where = os.path.join(folder, f"data-{context}")
-            os.makedirs(where)
             documents = prepare(lengths, context, tokens, 1)
             documents[-1] -= sum(documents) - tokens  # every sample is full
-            self.data[context] = make_data(options.evenkeel, where, [n for n in documents if n > 0])
+            self.data[context] = os.path.join(folder, f"data-{context}")
+            datasets.write(self.data[context], [n for n in documents if n > 0],
+                           training_run.vocabulary_of(options.config))
 
-    def settings(self, context, more):
-        settings = SMALL if self.options.config == "configs/quickstart.yaml" else []
-        return settings + [
-            f"data.train={self.data[context]}", "data.validation=", "train.eval_every=0",
-            f"data.sequence_length={context}", f"train.global_batch_size={self.options.batch}",
-            f"train.steps={self.steps}", "train.warmup_steps=1", "checkpoint.every=-1",
-            "runtime.device=cpu", "runtime.threads=1", "runtime.peak_gflops=1"] + more
+    def settings(self, context, more, folder="run"):
+        settings = training_run.settings_of(
+            self.data[context], os.path.join(self.folder, folder), context, self.options.batch,
+            self.steps, "cpu")
+        if self.options.config == "configs/quickstart.yaml":
+            settings += SMALL
+        return settings + ["runtime.peak_gflops=1"] + more
 
     def undisturbed(self, measure):
         """Returns what `measure` does, of several tries the one that others disturbed least."""
@@ -107,9 +108,7 @@ class Host:
             if (busy_seconds() - busy) / 0.25 / os.cpu_count() <= self.options.disturbed:
                 return
 
-    def start(self, ranks, arguments):
-        command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks),
-                   self.options.evenkeel] + arguments
+    def start(self, command):
         return command, subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                          stderr=subprocess.STDOUT, env=self.environment)
 
@@ -119,16 +118,15 @@ class Host:
         if process.returncode != 0:
             sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{output[-2000:]}")
 
-    def train(self, ranks, folder, settings):
-        shutil.rmtree(folder, ignore_errors=True)
-        arguments = ["train", "--config", self.options.config, "--set", f"folder={folder}"]
-        for setting in settings:
-            arguments += ["--set", setting]
-        return self.start(ranks, arguments)
+    def train(self, ranks, folder, context, more):
+        shutil.rmtree(os.path.join(self.folder, folder), ignore_errors=True)
+        return self.start(training_run.train(self.options.evenkeel, ranks, self.options.config,
+                                             self.settings(context, more, folder)))
 
     def at_once(self, arguments_of):
         """Runs a command of one rank as often as there are ranks, all at the same time."""
-        for started in [self.start(1, arguments_of(i)) for i in range(self.options.ranks)]:
+        for started in [self.start(training_run.mpirun(1, self.options.evenkeel, *arguments_of(i)))
+                        for i in range(self.options.ranks)]:
             self.finish(started)
 
     def measure_attention(self):
@@ -161,21 +159,21 @@ class Host:
 
     def measure_messages(self):
         path = os.path.join(self.folder, "messages.json")
-        self.finish(self.start(self.options.ranks, ["bench", "messages", "--threads", "1", "--runs",
-                                                    "21", "--json", path]))
+        self.finish(self.start(training_run.mpirun(
+            self.options.ranks, self.options.evenkeel, "bench", "messages", "--threads", "1", "--runs",
+            "21", "--json", path)))
         with open(path, encoding="utf-8") as file:
             return json.load(file)
 
     def trace(self, context):
         """One-rank runs side by side; returns {term: [seconds]}, of a token where not said otherwise."""
-        folder = lambda i: os.path.join(self.folder, f"trace-{i}")
         more = [f"seed={CALIBRATION_SEED}", f"trace.steps={self.options.steps}", "trace.first_step=2"]
-        runs = [self.train(1, folder(i), self.settings(context, more))
-                for i in range(self.options.ranks)]
+        runs = [self.train(1, f"trace-{i}", context, more) for i in range(self.options.ranks)]
         terms = {}
         for i, started in enumerate(runs):
             self.finish(started)
-            with open(os.path.join(folder(i), "trace", "rank-0.json"), encoding="utf-8") as file:
+            path = os.path.join(self.folder, f"trace-{i}", "trace", "rank-0.json")
+            with open(path, encoding="utf-8") as file:
                 events = json.load(file)
             add_terms(events["traceEvents"] if isinstance(events, dict) else events, context,
                       self.options.batch, terms)
@@ -183,10 +181,8 @@ class Host:
 
     def run(self, context, parallel):
         """Seconds of the steps after the first one."""
-        folder = os.path.join(self.folder, "run")
-        self.finish(self.train(self.options.ranks, folder, self.settings(context, parallel)))
-        with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
-            rows = [row for row in map(json.loads, file) if "step_ms" in row]
+        self.finish(self.train(self.options.ranks, "run", context, parallel))
+        rows = training_run.rows_of(os.path.join(self.folder, "run"))
         return [row["step_ms"] / 1e3 for row in rows[1:]]
 
     def predict(self, cluster, context, parallel):

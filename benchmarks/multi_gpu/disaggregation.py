@@ -17,8 +17,8 @@ import os
 import statistics
 import sys
 
-import datasets
 from part import Part, Training, first_error
+import datasets
 
 
 @dataclasses.dataclass

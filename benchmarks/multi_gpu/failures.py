@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 
-import datasets
 from part import Part, end
+import datasets
 
 TIMEOUT_S = {"cpu": 5, "cuda": 10}  # of the runs; GPUs also need to begin within it
 SLACK_S = 20  # beyond it, for aborting and ending

@@ -18,7 +18,10 @@ import sys
 import tempfile
 import time
 
-import datasets
+# What other benchmarks use, too.
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import datasets  # noqa: E402
+import training_run  # noqa: E402
 
 OUT_OF_MEMORY = 8  # exit code of a run that does not fit, told before it starts
 # What a first case may need, seconds.
@@ -131,8 +134,7 @@ class Part:
         return self.program("evenkeel", "launch")
 
     def mpirun(self, ranks, *command, more=()):
-        return [os.environ.get("MPIEXEC", "mpirun"), "--oversubscribe", "--bind-to", "none", *more,
-                "-np", str(ranks), *command]
+        return training_run.mpirun(ranks, *command, more=more)
 
     def run(self, command, seconds, log, environment=None):
         """Runs a command; returns its exit code, or None if its time was over, and what it printed."""
@@ -154,17 +156,11 @@ class Part:
     # Training.
 
     def settings_of(self, case, prefix, folder):
-        settings = [f"data.sequence_length={case.sequence}", f"train.global_batch_size={case.batch}",
-                    *case.settings, f"seed={datasets.SEED}", f"folder={folder}",
-                    f"data.train={prefix}", "data.validation=", "train.eval_every=0",
-                    f"train.steps={1 + case.steps}", "train.warmup_steps=1", "checkpoint.every=-1",
-                    f"runtime.device={self.options.device}", "runtime.timeout_s=60"]
-        if self.options.device == "cpu":
-            settings.append("runtime.threads=1")
-        elif self.peak_gflops:
+        settings = training_run.settings_of(prefix, folder, case.sequence, case.batch, 1 + case.steps,
+                                            self.options.device, self.options.ranks_per_gpu)
+        settings += [*case.settings, f"seed={datasets.SEED}", "runtime.timeout_s=60"]
+        if self.options.device == "cuda" and self.peak_gflops:
             settings.append(f"runtime.peak_gflops={self.peak_gflops}")
-        if self.options.ranks_per_gpu > 1:
-            settings.append(f"runtime.ranks_per_gpu={self.options.ranks_per_gpu}")
         return settings + self.options.set
 
     def train(self, case):
@@ -180,16 +176,15 @@ class Part:
         begin = time.monotonic()
         samples = case.samples or [[case.sequence]] * (case.batch * (1 + case.steps))
         prefix = os.path.join(self.folder, "documents")
-        vocabulary = vocabulary_of(case)
+        vocabulary = training_run.vocabulary_of(case.config, case.settings)
         if self.data != (samples, vocabulary):
             self.data = None
             datasets.write_samples(prefix, samples, vocabulary)
             self.data = (samples, vocabulary)
         folder = os.path.join(self.folder, "run")
         shutil.rmtree(folder, ignore_errors=True)
-        command = self.mpirun(case.ranks, self.evenkeel, "train", "--config", case.config)
-        for setting in self.settings_of(case, prefix, folder):
-            command += ["--set", setting]
+        command = training_run.train(self.evenkeel, case.ranks, case.config,
+                                     self.settings_of(case, prefix, folder))
         limit = min(case.limit, self.left())
         code, output = self.run(command, limit, f"{self.name}-{case.name}")
         seconds = time.monotonic() - begin
@@ -231,19 +226,9 @@ def first_error(output):
     return found[1] if found else output[-1500:]
 
 
-def vocabulary_of(case):
-    """The model's, from the config or the case's settings."""
-    for setting in reversed(case.settings):
-        if setting.startswith("model.vocab_size="):
-            return int(setting.split("=")[1])
-    with open(case.config, encoding="utf-8") as file:
-        return int(re.search(r"^\s+vocab_size:\s*(\d+)", file.read(), re.M)[1])
-
-
 def figures_of(folder, case):
     """What metrics.jsonl says of the timed steps: medians, and of some the steps themselves."""
-    with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if "step_ms" in row]
+    rows = training_run.rows_of(folder)
     timed = rows[1:]
     median = lambda key: statistics.median(row[key] for row in timed)
     mean = lambda key: statistics.mean(row[key] for row in timed) if key in timed[0] else None

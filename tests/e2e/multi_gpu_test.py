@@ -11,7 +11,7 @@ import unittest
 
 from harness import EVENKEEL, MPIEXEC, REPOSITORY, environment
 
-sys.path.insert(0, str(REPOSITORY / "benchmarks" / "multi_gpu"))
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import datasets  # noqa: E402
 
 

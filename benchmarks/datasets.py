@@ -11,10 +11,8 @@ import json
 import os
 import random
 import struct
-import sys
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import document_mixes  # noqa: E402
+import document_mixes
 
 SEED = 1  # of the runs
 SAMPLE_STREAM = 0x53414D50 << 32  # "SAMP"
