@@ -35,7 +35,8 @@ Environment
   DEVICE            cuda, or cpu to try the script (cuda)
   RANKS             2, 4 or 8 ranks to use (the most that have GPUs; 2 on cpu)
   RANKS_PER_GPU     more than 1: ranks share GPUs, over sockets; to try the script (1)
-  SIZE              full, or small models to try the script (full on GPUs of one rank each, else small)
+  SIZE              full, or small models to try the script (full on GPUs of one rank each, else small);
+                    full layouts on cpu are the quickstart's model, other parts are not made for that
   BIN_DIR           take all programs from this folder and build nothing
   BUILD_DIR         where to build (build/DEVICE)
 TEXT

@@ -4,7 +4,8 @@
     strong  the same step on more GPUs: speed beside one GPU
     weak    as many tokens a GPU: tokens/s a GPU beside one GPU
 
-The first losses of runs that train the same step have to be equal.
+On CPU ranks of one thread, at full size, the quickstart's model in every form. The first losses of runs
+that train the same step have to be equal.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ class Model:
 FULL = (Model("1b", "configs/llama_1b.yaml", 8192, 32768),
         Model("8b", "configs/llama3_8b.yaml", 8192, 32768,
               ["model.max_position_embeddings=32768"]))
+# With lightning and softmax layers.
+QUICKSTART = Model("quickstart", "configs/quickstart.yaml", 8192, 8192)
 # As many layers as pipelines of 8 with two virtual stages need.
 TINY = ["model.num_layers=16", "model.hidden_size=128", "model.intermediate_size=192", "model.num_heads=8",
         "model.vocab_size=264"]
@@ -117,7 +120,23 @@ def large_cases(model, n):
     return cases
 
 
-def all_cases(models, n, on_gpus):
+def cpu_cases(model, n):
+    """The same eight samples in every form."""
+    on = lambda ranks, layout, text, **k: case(model, ranks, model.short, 8, layout, text, ["strong"], **k)
+    return [
+        on(1, [], "1 rank", quick=True),
+        on(n, [f"dp={n}"], f"dp {n}", quick=True),
+        on(n, [f"dp={n}", "zero=1"], f"dp {n}, ZeRO 1"),
+        on(n, [f"dp={n}", "zero=3"], f"dp {n}, ZeRO 3"),
+        on(n, [f"tp={n}"], f"tp {n}", quick=True),
+        on(n, [f"cp={n}"], f"cp {n}, gather", quick=True),
+        on(n, [f"cp={n}", "attention=ring", "linear_attention=scan"], f"cp {n}, ring and scan"),
+        on(n, [f"cp={n}", "attention=ulysses"], f"cp {n}, ulysses"),
+        on(n, [f"pp={n}"], f"pp {n}", quick=True),
+    ]
+
+
+def gpu_cases(models, n, on_gpus):
     base, large = models
     short, big = short_cases(base, n, on_gpus), large_cases(large, n)
     strong, weak = long_cases(base, n)
@@ -140,9 +159,14 @@ def check_losses(part, lines):
 
 def main():
     with Part("layouts", __doc__) as part:
-        models = FULL if part.options.size == "full" else SMALL
+        n, on_gpus = part.options.ranks, part.options.device == "cuda"
+        is_full = part.options.size == "full"
+        if is_full and not on_gpus:
+            cases = cpu_cases(QUICKSTART, n)
+        else:
+            cases = gpu_cases(FULL if is_full else SMALL, n, on_gpus)
         lines = list(part.done)
-        for each in all_cases(models, part.options.ranks, part.options.device == "cuda"):
+        for each in cases:
             line = part.train(each)
             if line and "first_loss" in line:
                 lines.append(line)
