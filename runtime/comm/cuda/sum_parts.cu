@@ -13,19 +13,42 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMaxBlocks = 64;
 
-__device__ __forceinline__ void AddPair(uint32_t pair, float& low, float& high) {
-  low += __uint_as_float(pair << 16);
-  high += __uint_as_float(pair & 0xffff0000u);
-}
+// 16 bytes of a part as numbers.
+template <bool kIsBf16>
+struct Piece;
 
-__device__ __forceinline__ uint32_t PackPair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
+template <>
+struct Piece<true> {
+  static constexpr int kNumbers = 8;
+  static __device__ __forceinline__ void Add(const uint32_t (&piece)[4], float (&sum)[kNumbers]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[2 * i] += __uint_as_float(piece[i] << 16);
+      sum[2 * i + 1] += __uint_as_float(piece[i] & 0xffff0000u);
+    }
+  }
+  static __device__ __forceinline__ uint32_t Word(const float (&sum)[kNumbers], int i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(sum[2 * i], sum[2 * i + 1]);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+};
 
-template <int kParts>
-__global__ void __launch_bounds__(kThreads) SumBf16Kernel(const SumPartsParams p) {
-  const int64_t pieces = p.count / 8;
+template <>
+struct Piece<false> {
+  static constexpr int kNumbers = 4;
+  static __device__ __forceinline__ void Add(const uint32_t (&piece)[4], float (&sum)[kNumbers]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += __uint_as_float(piece[i]);
+  }
+  static __device__ __forceinline__ uint32_t Word(const float (&sum)[kNumbers], int i) {
+    return __float_as_uint(sum[i]);
+  }
+};
+
+template <int kParts, bool kIsBf16>
+__global__ void __launch_bounds__(kThreads) SumPartsKernel(const SumPartsParams p) {
+  using Numbers = Piece<kIsBf16>;
+  const int64_t pieces = p.count / Numbers::kNumbers;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pieces;
        i += int64_t{gridDim.x} * kThreads) {
     uint4 loaded[kParts];
@@ -33,73 +56,48 @@ __global__ void __launch_bounds__(kThreads) SumBf16Kernel(const SumPartsParams p
     for (int r = 0; r < kParts; ++r) {
       if (r < p.num_parts) loaded[r] = static_cast<const uint4*>(p.parts[r])[i];
     }
-    float sum[8] = {};
+    float sum[Numbers::kNumbers] = {};
 #pragma unroll
     for (int r = 0; r < kParts; ++r) {
       if (r >= p.num_parts) break;
-      AddPair(loaded[r].x, sum[0], sum[1]);
-      AddPair(loaded[r].y, sum[2], sum[3]);
-      AddPair(loaded[r].z, sum[4], sum[5]);
-      AddPair(loaded[r].w, sum[6], sum[7]);
+      Numbers::Add({loaded[r].x, loaded[r].y, loaded[r].z, loaded[r].w}, sum);
     }
-    static_cast<uint4*>(p.out)[i] = make_uint4(PackPair(sum[0], sum[1]), PackPair(sum[2], sum[3]),
-                                               PackPair(sum[4], sum[5]), PackPair(sum[6], sum[7]));
+    static_cast<uint4*>(p.out)[i] = make_uint4(Numbers::Word(sum, 0), Numbers::Word(sum, 1),
+                                               Numbers::Word(sum, 2), Numbers::Word(sum, 3));
   }
 }
 
-template <int kParts>
-__global__ void __launch_bounds__(kThreads) SumFloatKernel(const SumPartsParams p) {
-  const int64_t pieces = p.count / 4;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pieces;
-       i += int64_t{gridDim.x} * kThreads) {
-    float4 loaded[kParts];
-#pragma unroll
-    for (int r = 0; r < kParts; ++r) {
-      if (r < p.num_parts) loaded[r] = static_cast<const float4*>(p.parts[r])[i];
-    }
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-    for (int r = 0; r < kParts; ++r) {
-      if (r >= p.num_parts) break;
-      sum.x += loaded[r].x;
-      sum.y += loaded[r].y;
-      sum.z += loaded[r].z;
-      sum.w += loaded[r].w;
-    }
-    static_cast<float4*>(p.out)[i] = sum;
-  }
-}
-
-template <int kParts>
+template <int kParts, bool kIsBf16>
 void Launch(const SumPartsParams& p, cudaStream_t stream) {
-  const int64_t pieces = p.count / (p.is_bf16 ? 8 : 4);
+  const int64_t pieces = p.count / Piece<kIsBf16>::kNumbers;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((pieces + kThreads - 1) / kThreads, kMaxBlocks));
-  if (p.is_bf16) {
-    SumBf16Kernel<kParts><<<blocks, kThreads, 0, stream>>>(p);
-  } else {
-    SumFloatKernel<kParts><<<blocks, kThreads, 0, stream>>>(p);
+  SumPartsKernel<kParts, kIsBf16><<<blocks, kThreads, 0, stream>>>(p);
+}
+
+template <bool kIsBf16>
+cudaError_t LaunchFor(const SumPartsParams& p, cudaStream_t stream) {
+  if (p.num_parts < 1 || p.num_parts > kMaxParts || p.count < 0 ||
+      p.count % Piece<kIsBf16>::kNumbers != 0) {
+    return cudaErrorInvalidValue;
   }
+  if (p.count == 0) return cudaSuccess;
+  if (p.num_parts <= 2) {
+    Launch<2, kIsBf16>(p, stream);
+  } else if (p.num_parts <= 4) {
+    Launch<4, kIsBf16>(p, stream);
+  } else if (p.num_parts <= 8) {
+    Launch<8, kIsBf16>(p, stream);
+  } else {
+    Launch<kMaxParts, kIsBf16>(p, stream);
+  }
+  return cudaGetLastError();
 }
 
 }  // namespace
 
 cudaError_t LaunchSumParts(const SumPartsParams& p, cudaStream_t stream) {
-  if (p.num_parts < 1 || p.num_parts > kMaxParts || p.count < 0 ||
-      p.count % (p.is_bf16 ? 8 : 4) != 0) {
-    return cudaErrorInvalidValue;
-  }
-  if (p.count == 0) return cudaSuccess;
-  if (p.num_parts <= 2) {
-    Launch<2>(p, stream);
-  } else if (p.num_parts <= 4) {
-    Launch<4>(p, stream);
-  } else if (p.num_parts <= 8) {
-    Launch<8>(p, stream);
-  } else {
-    Launch<kMaxParts>(p, stream);
-  }
-  return cudaGetLastError();
+  return p.is_bf16 ? LaunchFor<true>(p, stream) : LaunchFor<false>(p, stream);
 }
 
 }  // namespace evenkeel
