@@ -189,17 +189,19 @@ absl::Status CheckFits(const RunConfig& config, const ParallelPlan& layout,
       is_even ? absl::StrCat(FormatBytes(plan.total()), " each")
               : absl::StrCat(FormatBytes(need.together), " together, the largest ",
                              FormatBytes(plan.total()));
+  const std::string windows =
+      plan.windows > 0 ? absl::StrCat(", windows of tp ", FormatBytes(plan.windows)) : "";
   const std::string attention =
       layout.pools_attention() ? absl::StrCat(", attention buffers ", FormatBytes(plan.attention))
                                : "";
   const bool is_certain = need.certain > memory.bytes;
   const std::string text = absl::StrFormat(
       "this run %s: %d rank%s of this %s need%s %s%s (%sweights, gradients and "
-      "optimizer %s, activations %s, workspace %s%s), the %s has %s: %s",
+      "optimizer %s, activations %s, workspace %s%s%s), the %s has %s: %s",
       is_certain ? "does not fit" : "may not fit", memory.sharers, many ? "s" : "", memory.owner,
       many ? "" : "s", is_certain ? "" : "at most ", needed, name,
       FormatBytes(plan.weights + plan.gradients + plan.optimizer), FormatBytes(plan.activations),
-      FormatBytes(plan.workspace), attention, memory.owner, FormatBytes(memory.bytes),
+      FormatBytes(plan.workspace), windows, attention, memory.owner, FormatBytes(memory.bytes),
       Remedy(config, layout, needs, memory));
   if (is_certain) return absl::ResourceExhaustedError(text);
   *warning = text;

@@ -7,6 +7,7 @@
 #include "launch/parallel_config.h"
 #include "parallel/layer_split.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/comm/communicator.h"
 
 namespace evenkeel {
 namespace {
@@ -173,6 +174,7 @@ RankLayout ParallelPlan::LayoutOf(const MeshCoord& coord) const {
   layout.sharding = sharding;
   layout.context = context;
   layout.key_value_copies = comms().key_value_copies;
+  if (mesh.tp > 1 && comms().copies_tp_rows) layout.window_bytes = Communicator::kPeerWindowBytes;
   layout.num_dedicated = num_dedicated;
   layout.disaggregation = disaggregation;
   return layout;

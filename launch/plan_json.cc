@@ -13,8 +13,8 @@ using Json = nlohmann::json;
 Json JsonOf(const MemoryPlan& memory) {
   return {{"weights", memory.weights},     {"gradients", memory.gradients},
           {"optimizer", memory.optimizer}, {"activations", memory.activations},
-          {"workspace", memory.workspace}, {"attention", memory.attention},
-          {"total", memory.total()}};
+          {"workspace", memory.workspace}, {"windows", memory.windows},
+          {"attention", memory.attention}, {"total", memory.total()}};
 }
 
 Json JsonOf(const CommVolume& volume) {

@@ -135,6 +135,9 @@ std::string MemoryText(const PlanReport& report) {
   add("optimizer", [](const MemoryPlan& memory) { return memory.optimizer; });
   add("activations", [](const MemoryPlan& memory) { return memory.activations; });
   add("workspace", [](const MemoryPlan& memory) { return memory.workspace; });
+  if (report.plan.tp_transport == RowTransport::kCopyEngines) {
+    add("windows of tp", [](const MemoryPlan& memory) { return memory.windows; });
+  }
   if (report.plan.pools_attention()) {
     add("attention buffers", [](const MemoryPlan& memory) { return memory.attention; });
   }

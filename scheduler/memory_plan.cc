@@ -84,6 +84,7 @@ MemoryPlan PlanTrainingMemory(const ModelShape& shape, const RankLayout& layout,
         std::min(kOutgoingBuffers, sent) * rows * shape.hidden_size * compute.element_bytes;
   }
   if (compute.is_gpu) plan.workspace += kGpuScratchBytes;
+  plan.windows = layout.window_bytes;
   return plan;
 }
 

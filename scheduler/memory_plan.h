@@ -19,9 +19,10 @@ struct MemoryPlan {
   int64_t optimizer = 0;
   int64_t activations = 0;  // kept from the forward pass for the backward pass
   int64_t workspace = 0;    // on top of that at the peak, inside a layer or the head
+  int64_t windows = 0;      // that tensor-parallel ranks copy rows into
   int64_t attention = 0;    // what travels to attention servers and is held by them: a bound
   int64_t total() const {
-    return weights + gradients + optimizer + activations + workspace + attention;
+    return weights + gradients + optimizer + activations + workspace + windows + attention;
   }
 };
 

@@ -19,6 +19,7 @@ struct RankLayout {
   ShardingStage sharding = ShardingStage::kNone;
   ContextStrategy context;
   int key_value_copies = 1;  // tensor-parallel ranks that hold the same key/value head
+  int64_t window_bytes = 0;  // of this rank's GPU, that tensor-parallel ranks copy rows into
   // Where softmax attention is pooled: dedicated servers of each tensor-parallel place, and how
   // servers share.
   int num_dedicated = 0;

@@ -166,8 +166,9 @@ class Communicator {
 
   // Lets large AllGatherAsync and ReduceScatterAsync of rows go by the GPUs' copy engines if all
   // ranks are on one host and reach each other's memory, and returns whether they do; else nothing
-  // changes. Takes 64 MiB of each GPU. All ranks call it. NCCL_P2P_DISABLE=1 in the environment
-  // forbids it.
+  // changes. Takes kPeerWindowBytes of each GPU. All ranks call it. NCCL_P2P_DISABLE=1 in the
+  // environment forbids it.
+  static constexpr int64_t kPeerWindowBytes = int64_t{64} << 20;
   virtual absl::StatusOr<bool> UsePeerCopies() { return false; }
 
   // A place on the host's status board for the calls of another communicator of the same ranks;

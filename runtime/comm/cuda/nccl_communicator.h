@@ -40,7 +40,9 @@ class NcclCommunicator : public Communicator {
                                                       const std::string& name) override;
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
-  absl::StatusOr<bool> UsePeerCopies() override { return UsePeerCopies(kPeerSlotBytes); }
+  absl::StatusOr<bool> UsePeerCopies() override {
+    return UsePeerCopies(kPeerWindowBytes / kPeerSlots);
+  }
   // With slots of that size, for tests.
   absl::StatusOr<bool> UsePeerCopies(int64_t slot_bytes);
   void SetInterrupt(std::function<bool()> is_interrupted) override {
@@ -52,7 +54,6 @@ class NcclCommunicator : public Communicator {
 
  private:
   static constexpr int kPeerSlots = 2;
-  static constexpr int64_t kPeerSlotBytes = int64_t{32} << 20;
 
   NcclCommunicator(Communicator* bootstrap, std::unique_ptr<Communicator> owned,
                    const std::string& name, std::shared_ptr<NcclContext> context,

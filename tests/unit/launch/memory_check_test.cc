@@ -119,6 +119,38 @@ TEST(CheckFits, SpeaksOfTheGpuAndPlansForIt) {
               ::testing::EndsWith(": start fewer ranks a GPU, or lower data.sequence_length"));
 }
 
+// Two slots of 32 MiB on each GPU of the mesh, whatever is trained; dedicated servers have none.
+TEST(CheckFits, CountsTheWindowsThatCopyEnginesWriteTo) {
+  RunConfig config = SmallRun();
+  config.runtime.device = Device::kCuda;
+  config.parallel.mesh.tp = 2;
+  config.parallel.mesh.dp = 2;
+  config.parallel.attention = SoftmaxExchange::kDisaggregated;
+  config.parallel.attention_servers = 1;
+  const auto memory_of = [&](RowTransport transport, int64_t micro_batch) {
+    config.parallel.tp_transport = transport;
+    const ParallelPlan plan = *PlanParallel(config.model, config.parallel, 6);
+    std::vector<MemoryPlan> memory;
+    for (const RankKind& kind : KindsOfRanks(plan)) {
+      memory.push_back(MemoryOf(config, plan, kind, micro_batch, Recompute::kNone));
+      EXPECT_EQ(memory.back().windows,
+                kind.is_dedicated || transport == RowTransport::kNccl ? 0 : 67108864);
+    }
+    return memory;
+  };
+  for (const int64_t micro_batch : {1, 4}) {
+    const std::vector<MemoryPlan> nccl = memory_of(RowTransport::kNccl, micro_batch);
+    const std::vector<MemoryPlan> copies = memory_of(RowTransport::kCopyEngines, micro_batch);
+    ASSERT_EQ(nccl.size(), 2);
+    EXPECT_EQ(copies[0].total() - nccl[0].total(), 67108864);
+    EXPECT_EQ(copies[1].total(), nccl[1].total());
+  }
+  std::string warning;
+  const absl::Status status = CheckFits(config, *PlanParallel(config.model, config.parallel, 6),
+                                        {int64_t{1} << 23, 1, "GPU"}, &warning);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(", windows of tp 64.0 MiB, "));
+}
+
 TEST(CheckFits, FindsTheRemedyOfAHugeBatchAtOnce) {
   RunConfig config = SmallRun();
   config.train.micro_batch_size = config.train.global_batch_size = 1000000;
