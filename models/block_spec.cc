@@ -49,12 +49,14 @@ BlockSpec MakeBlockSpec(const ModelConfig& config, const ModelPart& part, int64_
       spec.core = CoreKind::kLightning;
       spec.slopes.assign(static_cast<size_t>(heads.size()), 0.0);
       spec.output_norm = true;
+      spec.has_mlp_bias = true;
       break;
     case LayerKind::kDiagAttention:
       spec.position = PositionKind::kUrpe;
       spec.core = t1 ? CoreKind::kBlockRelu : CoreKind::kBlockSoftmax;
       spec.scale = softmax_scale;
       spec.output_norm = t1;
+      spec.has_mlp_bias = true;
       break;
   }
   return spec;

@@ -40,6 +40,7 @@ struct BlockSpec {
   bool output_norm = false;    // norm over all heads of the attention output
   int64_t norm_columns = 0;    // of that norm, over all tensor-parallel ranks
   GatedUnit unit = GatedUnit::kSwiGlu;
+  bool has_mlp_bias = false;
   int64_t block_size = 0;
   struct {
     Fp8LinearSlots in_proj, out_proj, mlp_pair, mlp_down;

@@ -30,6 +30,7 @@ LayerShape ShapeOf(const BlockSpec& spec) {
   layer.widens_qk = spec.position == PositionKind::kLrpe;
   layer.gated = spec.gated;
   layer.has_output_norm = spec.output_norm;
+  layer.has_mlp_bias = spec.has_mlp_bias;
   return layer;
 }
 

@@ -24,6 +24,7 @@ struct LayerShape {
   bool widens_qk = false;        // gradients of q and k need memory of their own (LRPE)
   bool has_output_norm = false;  // what enters the output projection is not attention's output
   bool gated = false;            // its norm is computed again for the gate's gradient
+  bool has_mlp_bias = false;     // of the feed-forward's products
 
   // Keys and values of a token, as they travel.
   int64_t kv_width() const { return num_kv_heads * (qk_size + v_size); }

@@ -214,7 +214,8 @@ class PassReplay {
       if (!keeps_norms()) AddChunkedRows(chunk_);
       AddChunkedRows(chunk_);
       // The gradient of both branches is in FP8 alone, where no bias wants it otherwise.
-      Add(chunk_ * ((keeps_mlp() ? 3 : 5) - (compute_.fp8 ? 2 : 0)) * layer.intermediate_size);
+      const bool in_fp8_alone = compute_.fp8 && !layer.has_mlp_bias;
+      Add(chunk_ * ((keeps_mlp() ? 3 : 5) - (in_fp8_alone ? 2 : 0)) * layer.intermediate_size);
       AddTravel(5);
       const int64_t layouts = keeps_mlp() ? 1 : 2;
       AddFp8(width_ *

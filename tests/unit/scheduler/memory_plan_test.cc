@@ -8,6 +8,7 @@
 
 #include "models/model_shape.h"
 #include "models/optimizer.h"
+#include "models/parameters.h"
 #include "tests/support/tiny_models.h"
 
 namespace evenkeel {
@@ -176,6 +177,41 @@ TEST(MemoryPlan, GrowsWithTokensAndShrinksWithRecomputationOnAGpu) {
     }
     EXPECT_GT(before[0].total(), before[1].total()) << named.name;
     EXPECT_GT(before[1].total(), before[2].total()) << named.name;
+  }
+}
+
+// A bias of the gated unit's product is summed from the gradient in bf16, so that both are there.
+TEST(MemoryPlan, CountsTheGradientThatABiasWantsBesideFp8) {
+  int64_t layers_with_bias = 0;
+  for (const NamedModel& named : AllTinyModels()) {
+    const ParameterLayout layout(named.config);
+    std::vector<float> flat(static_cast<size_t>(layout.num_elements()));
+    const ModelShape shape = ShapeOf(named.config);
+    for (int64_t layer = 0; layer < layout.num_layers(); ++layer) {
+      const TensorView unit(flat.data(), DType::kF32, {layout.num_elements()});
+      const bool has_bias = !layout.Block(layer, unit, unit).mlp_pair_bias.empty();
+      EXPECT_EQ(shape.layers[static_cast<size_t>(layer)].has_mlp_bias, has_bias) << named.name;
+      layers_with_bias += has_bias ? 1 : 0;
+    }
+  }
+  EXPECT_GT(layers_with_bias, 0);
+
+  // So wide that the feed-forward is the peak.
+  ModelConfig config = Wide("v1", {LayerKind::kDiagAttention, LayerKind::kNormAttention}).config;
+  config.intermediate_size = 4096;
+  const ModelShape shape = ShapeOf(config);
+  ModelShape without = shape;
+  for (LayerShape& layer : without.layers) layer.has_mlp_bias = false;
+  constexpr int64_t kTokens = 1000;
+  for (const RecomputeCase& mode : kRecomputeCases) {
+    ComputeShape compute = ComputeShapeOf(Device::kCuda, DType::kBF16, config.vocab_size);
+    const auto difference = [&] {
+      return PlanTrainingMemory(shape, kTokens, compute, mode.plan).workspace -
+             PlanTrainingMemory(without, kTokens, compute, mode.plan).workspace;
+    };
+    EXPECT_EQ(difference(), 0) << mode.name;
+    compute.fp8 = true;
+    EXPECT_EQ(difference(), kTokens * 2 * 4096 * 2) << mode.name;
   }
 }
 
