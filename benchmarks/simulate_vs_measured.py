@@ -8,7 +8,7 @@ work as the runs have ranks, so that what they share (memory, caches) is in the 
   all else         seconds a token of each piece of a layer, of head and embedding, seconds a parameter of
                    the optimizer: medians over the spans of the timelines of one-rank runs (trace.steps)
                    on other samples than those that are predicted
-  messages, copies `evenkeel bench messages`
+  messages, copies `evenkeel bench comm`
 
 Then the same steps are run and simulated (`evenkeel simulate --as-configured`). All measurements and runs
 take turns, --rounds times; of a term, and of a step, the median counts. On a host that others use too,
@@ -160,8 +160,8 @@ class Host:
     def measure_messages(self):
         path = os.path.join(self.folder, "messages.json")
         self.finish(self.start(training_run.mpirun(
-            self.options.ranks, self.options.evenkeel, "bench", "messages", "--threads", "1", "--runs",
-            "21", "--json", path)))
+            self.options.ranks, self.options.evenkeel, "bench", "comm", "--ops", "send-recv,copy",
+            "--runs", "21", "--json", path)))
         with open(path, encoding="utf-8") as file:
             return json.load(file)
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "runtime/base/status_macros.h"
+#include "runtime/ops/copy_rows.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/gpu.h"
 
@@ -30,7 +31,8 @@ class Operation {
         comm_(rank.gpu_comm == nullptr ? rank.comm : rank.gpu_comm->world()),
         op_(op),
         // Of a rank's own part.
-        rows_(std::max<int64_t>(1, bytes / (Divisor() * kColumns * SizeOf(DType::kF32)))) {
+        rows_(std::max<int64_t>(1, bytes / (Divisor() * kColumns * SizeOf(DType::kF32)))),
+        all_rows_({{.from = 0, .to = 0, .count = rows_}}) {
     const bool sends_all = op != CommOp::kAllGather;
     const bool receives_all = op != CommOp::kReduceScatter;
     send_ = Allocate(sends_all ? rows_ * Divisor() : rows_);
@@ -40,11 +42,14 @@ class Operation {
       recv_ = Allocate(receives_all ? rows_ * Divisor() : rows_);
     }
     of_each_.assign(static_cast<size_t>(comm_.size()), rows_);
+    if (op == CommOp::kCopy) copied_ = Mirror(context_, RowRanges(all_rows_));
   }
 
   int64_t bytes() const { return rows_ * Divisor() * kColumns * SizeOf(DType::kF32); }
   int64_t elements() const { return rows_ * kColumns; }
-  int calls() const { return op_ == CommOp::kAllToAllRounds ? comm_.size() - 1 : 1; }
+  int calls() const {
+    return op_ == CommOp::kAllToAllRounds ? comm_.size() - 1 : op_ == CommOp::kCopy ? 0 : 1;
+  }
 
   absl::Status Fill() const {
     SetZero(context_, recv_);
@@ -78,6 +83,9 @@ class Operation {
         return RunRounds();
       case CommOp::kSendRecv:
         return comm_.SendRecv({{Neighbour(1), send_}}, {{Neighbour(-1), recv_}}, kLabel);
+      case CommOp::kCopy:
+        CopyRowRanges(context_, copied_, send_, recv_);
+        return absl::OkStatus();
     }
     return absl::OkStatus();
   }
@@ -104,7 +112,9 @@ class Operation {
  private:
   // Into how many parts the larger buffer is divided.
   int64_t Divisor() const {
-    return op_ == CommOp::kAllReduce || op_ == CommOp::kSendRecv ? 1 : comm_.size();
+    const bool is_whole =
+        op_ == CommOp::kAllReduce || op_ == CommOp::kSendRecv || op_ == CommOp::kCopy;
+    return is_whole ? 1 : comm_.size();
   }
 
   TensorView Allocate(int64_t rows) const {
@@ -145,6 +155,8 @@ class Operation {
         return ValueOf(part, me * rows_ + row, column);
       case CommOp::kSendRecv:
         return ValueOf(Neighbour(-1), row, column);
+      case CommOp::kCopy:
+        return ValueOf(me, row, column);
     }
     return 0;
   }
@@ -159,6 +171,8 @@ class Operation {
   Communicator& comm_;
   CommOp op_;
   int64_t rows_;
+  std::vector<RowRange> all_rows_;
+  RowRanges copied_;
   TensorView send_, recv_;
   std::vector<int64_t> of_each_;
 };
@@ -212,22 +226,42 @@ absl::StatusOr<CommPoint> MeasurePoint(const RankRuntime& rank, CommOp op, int64
 }  // namespace
 
 const std::vector<CommOp>& AllCommOps() {
-  static const auto& ops =
-      *new std::vector<CommOp>{CommOp::kAllReduce, CommOp::kAllGather,      CommOp::kReduceScatter,
-                               CommOp::kAllToAll,  CommOp::kAllToAllRounds, CommOp::kSendRecv};
+  static const auto& ops = *new std::vector<CommOp>{
+      CommOp::kAllReduce,      CommOp::kAllGather, CommOp::kReduceScatter, CommOp::kAllToAll,
+      CommOp::kAllToAllRounds, CommOp::kSendRecv,  CommOp::kCopy};
   return ops;
 }
 
 const char* NameOf(CommOp op) {
   static constexpr const char* kNames[] = {"all-reduce", "all-gather",        "reduce-scatter",
-                                           "all-to-all", "all-to-all-rounds", "send-recv"};
+                                           "all-to-all", "all-to-all-rounds", "send-recv",
+                                           "copy"};
   return kNames[static_cast<int>(op)];
 }
 
 double CommPoint::bus_bandwidth(int ranks) const {
   const double share = static_cast<double>(ranks - 1) / ranks;
-  const double factor = op == CommOp::kAllReduce ? 2 * share : op == CommOp::kSendRecv ? 1 : share;
+  const bool is_whole = op == CommOp::kSendRecv || op == CommOp::kCopy;
+  const double factor = op == CommOp::kAllReduce ? 2 * share : is_whole ? 1 : share;
   return algorithm_bandwidth() * factor;
+}
+
+std::optional<LinkCost> LinkCostOf(const std::vector<CommPoint>& points) {
+  std::vector<CommPoint> messages, copies;
+  for (const CommPoint& point : points) {
+    if (point.op == CommOp::kSendRecv) messages.push_back(point);
+    if (point.op == CommOp::kCopy) copies.push_back(point);
+  }
+  if (messages.empty() || copies.empty()) return std::nullopt;
+  const CommPoint &first = messages.front(), &last = messages.back();
+  LinkCost cost;
+  const double rise = last.seconds - first.seconds;
+  const auto run = static_cast<double>(last.bytes - first.bytes);
+  cost.bytes_per_second = run > 0 && rise > 0 ? run / rise : last.algorithm_bandwidth();
+  cost.latency_s =
+      std::max(0.0, first.seconds - static_cast<double>(first.bytes) / cost.bytes_per_second);
+  cost.copy_bytes_per_second = copies.back().algorithm_bandwidth();
+  return cost;
 }
 
 int64_t CommBenchMemory(const CommBenchOptions& options) {

@@ -1,9 +1,11 @@
-// Times what ranks do together: collectives and messages of many sizes, on tensors of the device
-// that runs compute on. Sizes, rates and what counts as moved are those of nccl-tests.
+// Times what ranks do together: collectives and messages of many sizes, and copies beside them, on
+// tensors of the device that runs compute on. Sizes, rates and what counts as moved are those of
+// nccl-tests.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,7 @@ enum class CommOp {
   kAllToAll,        // one call
   kAllToAllRounds,  // the same messages in size - 1 calls, each to one rank and from one
   kSendRecv,        // to the next rank of a ring, from the one before
+  kCopy,            // of rows within each rank, all ranks at once
 };
 
 // In the order of the enumeration.
@@ -44,9 +47,20 @@ struct CommPoint {
 
   double algorithm_bandwidth() const { return static_cast<double>(bytes) / seconds; }
   // The same times what makes it comparable with a link: 2 (n - 1) / n for an all-reduce,
-  // (n - 1) / n for the others, 1 for messages of a ring.
+  // (n - 1) / n for the others, 1 for messages of a ring and copies.
   double bus_bandwidth(int ranks) const;
 };
+
+// What a description of a cluster says of its links and of copies (scheduler/cluster.h).
+struct LinkCost {
+  double latency_s = 0;
+  double bytes_per_second = 0;
+  double copy_bytes_per_second = 0;
+};
+
+// The line through the shortest and the longest of the messages, the rate of the longest copy;
+// nothing if one of the two was not measured. `points`: by size, ascending.
+std::optional<LinkCost> LinkCostOf(const std::vector<CommPoint>& points);
 
 // Bytes of both buffers of the largest operation.
 int64_t CommBenchMemory(const CommBenchOptions& options);

@@ -10,10 +10,7 @@
 #include "launch/attention_bench.h"
 #include "launch/bench_options.h"
 #include "launch/commands.h"
-#include "launch/device_option.h"
 #include "launch/linear_bench.h"
-#include "launch/message_bench.h"
-#include "launch/output_file.h"
 #include "launch/run_config.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
@@ -22,7 +19,6 @@
 namespace evenkeel {
 namespace {
 
-constexpr int64_t kLongestMessage = int64_t{1} << 24;
 constexpr int64_t kMaxShard = 16384;  // queries of the longest shard, unless it is a whole document
 constexpr int64_t kMostSequences = 256;  // of a step of decoding
 
@@ -235,51 +231,6 @@ absl::Status BenchLinear(BenchOptions options) {
   });
 }
 
-absl::Status BenchMessages(BenchOptions options) {
-  RankOptions rank_options;
-  rank_options.threads = options.threads;
-  SetDevice(options.device, &rank_options);
-  return RunOnRank(rank_options, [&](const RankRuntime& rank) -> absl::Status {
-    if (rank.comm.size() < 2) {
-      return absl::InvalidArgumentError(
-          "messages need several ranks: mpirun -np 2 evenkeel bench messages");
-    }
-    EK_RETURN_IF_ERROR(PrepareOutputFile(rank.comm, options.json));
-    const bool tells = rank.comm.rank() == 0;
-    if (tells) {
-      std::cout << "# " << VersionText() << "\n# " << rank.comm.size()
-                << " ranks, each sends to the next; medians of " << options.timing.runs
-                << " runs, of the slowest rank\n# " << DeviceName(rank.context) << "\n#\n"
-                << "#       bytes    message ms    GB/s       copy ms    GB/s\n";
-    }
-    const auto print = [&](const MessagePoint& point) {
-      if (!tells) return;
-      const double giga = static_cast<double>(point.bytes) * 1e-9;
-      std::cout << absl::StrFormat("%13d %13.4f %7.2f %13.4f %7.2f\n", point.bytes,
-                                   point.message_s * 1e3, giga / point.message_s,
-                                   point.copy_s * 1e3, giga / point.copy_s);
-    };
-    std::vector<int64_t> sizes;
-    for (int64_t bytes = 1024; bytes <= kLongestMessage; bytes *= 4) sizes.push_back(bytes);
-    EK_ASSIGN_OR_RETURN(const std::vector<MessagePoint> points,
-                        MeasureMessages(rank, options.timing, sizes, print));
-    if (!tells) return absl::OkStatus();
-    const MessageLine line = LineThrough(points);
-    std::cout << absl::StrFormat("# latency %.1f us, %.2f GB/s; copies %.2f GB/s\n",
-                                 line.latency_s * 1e6, line.bytes_per_second * 1e-9,
-                                 line.copy_bytes_per_second * 1e-9);
-    if (options.json.empty()) return absl::OkStatus();
-    return WriteJson(options.json, {{"format", "evenkeel message times 1"},
-                                    {"program", VersionText()},
-                                    {"date", UtcNow()},
-                                    {"device", DeviceName(rank.context)},
-                                    {"ranks", rank.comm.size()},
-                                    {"latency_us", line.latency_s * 1e6},
-                                    {"gb_s", line.bytes_per_second * 1e-9},
-                                    {"copy_gb_s", line.copy_bytes_per_second * 1e-9}});
-  });
-}
-
 CLI::Option* AddLength(CLI::App& command, const char* name, int64_t* value, const char* help) {
   return command.add_option(name, *value, help)->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
 }
@@ -358,21 +309,6 @@ void AddLinear(CLI::App& bench, CommandBody* body) {
   command->callback([options, body] { *body = [options] { return BenchLinear(*options); }; });
 }
 
-void AddMessages(CLI::App& bench, CommandBody* body) {
-  CLI::App* command =
-      bench.add_subcommand("messages", "Messages between ranks, and copies, on all ranks at once");
-  auto options = std::make_shared<BenchOptions>();
-  AddCommon(*command, options.get());
-  command->footer(
-      "Examples:\n"
-      "  mpirun -np 2 evenkeel bench messages --threads 1 --json messages.json\n"
-      "  mpirun -np 8 evenkeel bench messages --device cuda\n"
-      "\n"
-      "Latency and bandwidth are those of the line through the shortest and the longest message:\n"
-      "what nvlink, network and products.copy_gb_s of a cluster's description stand for.");
-  command->callback([options, body] { *body = [options] { return BenchMessages(*options); }; });
-}
-
 }  // namespace
 
 void AddBenchCommand(CLI::App& app, CommandBody* body) {
@@ -383,7 +319,6 @@ void AddBenchCommand(CLI::App& app, CommandBody* body) {
   AddLinear(*command, body);
   AddBenchStep(*command, body);
   AddBenchComm(*command, body);
-  AddMessages(*command, body);
 }
 
 }  // namespace evenkeel

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -105,26 +106,38 @@ absl::Status Measure(const RankRuntime& rank, const CommandOptions& options) {
     std::cout << "; time of the slowest rank, medians of " << options.bench.timing.runs
               << (options.bench.timing.runs == 1 ? " run" : " runs") << std::endl;
   }
-  nlohmann::json points = nlohmann::json::array();
+  std::vector<CommPoint> points;
   int64_t wrong = 0;
   EK_RETURN_IF_ERROR(MeasureComm(rank, options.bench, [&](const CommPoint& point) {
     wrong += point.wrong;
-    if (!tells) return;
-    if (points.empty() || points.back()["op"] != NameOf(point.op)) PrintHeader(point.op);
-    PrintRow(point, ranks);
-    points.push_back(JsonOf(point, ranks));
+    if (tells && (points.empty() || points.back().op != point.op)) PrintHeader(point.op);
+    if (tells) PrintRow(point, ranks);
+    points.push_back(point);
   }));
+  const std::optional<LinkCost> link = LinkCostOf(points);
+  if (tells && link.has_value()) {
+    std::cout << absl::StrFormat("#\n# messages: latency %.2f us, %.2f GB/s; copies %.2f GB/s\n",
+                                 link->latency_s * 1e6, link->bytes_per_second * 1e-9,
+                                 link->copy_bytes_per_second * 1e-9);
+  }
   if (tells && !options.json.empty()) {
-    const nlohmann::json json = {{"format", "evenkeel communication times 1"},
-                                 {"program", VersionText()},
-                                 {"date", UtcNow()},
-                                 {"device", DeviceName(rank.context)},
-                                 {"library", LibraryText(options.device)},
-                                 {"ranks", ranks},
-                                 {"ranks_per_gpu", options.ranks_per_gpu},
-                                 {"dtype", "float32"},
-                                 {"runs", options.bench.timing.runs},
-                                 {"points", std::move(points)}};
+    nlohmann::json rows = nlohmann::json::array();
+    for (const CommPoint& point : points) rows.push_back(JsonOf(point, ranks));
+    nlohmann::json json = {{"format", "evenkeel communication times 1"},
+                           {"program", VersionText()},
+                           {"date", UtcNow()},
+                           {"device", DeviceName(rank.context)},
+                           {"library", LibraryText(options.device)},
+                           {"ranks", ranks},
+                           {"ranks_per_gpu", options.ranks_per_gpu},
+                           {"dtype", "float32"},
+                           {"runs", options.bench.timing.runs},
+                           {"points", std::move(rows)}};
+    if (link.has_value()) {
+      json["latency_us"] = link->latency_s * 1e6;
+      json["gb_s"] = link->bytes_per_second * 1e-9;
+      json["copy_gb_s"] = link->copy_bytes_per_second * 1e-9;
+    }
     EK_RETURN_IF_ERROR(WriteTextFile(options.json, json.dump(2) + "\n"));
     std::cout << "# written to " << options.json << "\n";
   }
@@ -160,7 +173,8 @@ void AddBenchComm(CLI::App& bench, CommandBody* body) {
       ->add_option_function<std::vector<std::string>>(
           "--ops", choose,
           "all-reduce, all-gather, reduce-scatter, all-to-all (one call), "
-          "all-to-all-rounds (a call each round), send-recv (a ring); default: all")
+          "all-to-all-rounds (a call each round), send-recv (a ring), copy (within each rank); "
+          "default: all")
       ->delimiter(',')
       ->check(CLI::IsMember(names))
       ->type_name("OP,OP,...");
@@ -192,12 +206,17 @@ void AddBenchComm(CLI::App& bench, CommandBody* body) {
       "Examples:\n"
       "  mpirun -np 4 evenkeel bench comm --device cuda --json comm.json\n"
       "  mpirun -np 2 evenkeel bench comm --ops all-to-all,all-to-all-rounds --max-bytes 64MB\n"
+      "  mpirun -np 8 evenkeel bench comm --ops send-recv,copy\n"
       "\n"
       "size: of the larger of a rank's two buffers; count: elements of a rank's own part. algbw "
       "is\n"
-      "size / time, busbw that times 2 (n - 1) / n for an all-reduce, 1 for send-recv and\n"
+      "size / time, busbw that times 2 (n - 1) / n for an all-reduce, 1 for send-recv and copy "
+      "and\n"
       "(n - 1) / n for the others. The result of each size is checked once where parts begin and\n"
-      "end; if an element is wrong, the exit code is 1.");
+      "end; if an element is wrong, the exit code is 1. The last line follows from the line "
+      "through\n"
+      "the shortest and the longest message: what nvlink, network and products.copy_gb_s of a\n"
+      "cluster's description stand for.");
   command->callback([options, body] { *body = [options] { return BenchComm(*options); }; });
 }
 

@@ -143,9 +143,10 @@ class BenchTest(EndToEndTest):
             measured = json.loads(file.read_text())
             self.assertEqual((measured["ranks"], measured["library"]), (ranks, "MPI"))
             points = measured["points"]
-            factors = {"all-reduce": 2 * (ranks - 1) / ranks, "send-recv": 1}
+            factors = {"all-reduce": 2 * (ranks - 1) / ranks, "send-recv": 1, "copy": 1}
             ops = ["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "all-to-all-rounds",
-                   "send-recv"]
+                   "send-recv", "copy"]
+            calls = {"all-to-all-rounds": ranks - 1, "copy": 0}
             sizes = [1000, 8000, 64000, 512000]
             self.assertEqual([point["op"] for point in points],
                              [op for op in ops for _ in sizes])
@@ -153,11 +154,11 @@ class BenchTest(EndToEndTest):
             self.assertEqual(len(table), len(points))
             for row, point, size in zip(table, points, sizes * len(ops)):
                 op = point["op"]
-                parts = 1 if op in ("all-reduce", "send-recv") else ranks
+                parts = 1 if op in ("all-reduce", "send-recv", "copy") else ranks
                 # Whole rows of four elements for each rank.
                 self.assertEqual(point["elements"], size // parts // 16 * 4, op)
                 self.assertEqual(point["bytes"], 4 * parts * point["elements"])
-                self.assertEqual(point["calls"], ranks - 1 if op == "all-to-all-rounds" else 1)
+                self.assertEqual(point["calls"], calls.get(op, 1))
                 self.assertEqual(point["wrong"], 0)
                 rate = point["bytes"] / point["seconds"] * 1e-9
                 self.assertAlmostEqual(point["algbw_gb_s"], rate, delta=1e-6 * rate)
@@ -183,25 +184,29 @@ class BenchTest(EndToEndTest):
         self.assertEqual(output.count("error: "), 1, output)
         self.assertNotIn("all-reduce", output)  # nothing was measured
 
-    def test_messages(self):
-        file = self.folder / "messages.json"
-        output = self.run_program("bench", "messages", "--threads", 1, "--runs", 3, "--json", file,
-                                  ranks=2)
-        self.assertIn("# 2 ranks, each sends to the next", output)
-        table = rows(output)
-        self.assertEqual([row[0] for row in table], [1024 * 4**i for i in range(8)])
-        for size, message_ms, rate, copy_ms, copy_rate in table:
-            if message_ms > 0.01:
-                self.assertAlmostEqual(rate, size * 1e-6 / message_ms, delta=0.01 + 0.01 * rate)
-            if copy_ms > 0.01:
-                self.assertAlmostEqual(copy_rate, size * 1e-6 / copy_ms,
-                                       delta=0.01 + 0.01 * copy_rate)
-        times = json.loads(file.read_text())
-        self.assertEqual(times["ranks"], 2)
-        for key in ("gb_s", "copy_gb_s"):
-            self.assertGreater(times[key], 0)
-        self.assertGreaterEqual(times["latency_us"], 0)
-        self.assertIn("mpirun -np 2", self.bench("messages", code=USAGE))
+    def test_links_of_a_cluster(self):
+        """Messages and copies together tell what a cluster's description says of them."""
+        file = self.folder / "links.json"
+        output = self.run_program("bench", "comm", "--ops", "copy,send-recv", "--runs", 3, "--json",
+                                  file, ranks=2)
+        measured = json.loads(file.read_text())
+        messages, copies = ([point for point in measured["points"] if point["op"] == op]
+                            for op in ("send-recv", "copy"))
+        sizes = [1024 * 4**i for i in range(8)]
+        self.assertEqual([point["bytes"] for point in messages], sizes)
+        self.assertEqual([point["bytes"] for point in copies], sizes)
+        # The line goes through both ends, or where that falls, a message has no latency.
+        for end in (0, -1):
+            seconds = 1e-6 * measured["latency_us"] + sizes[end] * 1e-9 / measured["gb_s"]
+            self.assertLessEqual(messages[end]["seconds"], 1.001 * seconds)
+            if measured["latency_us"] > 0:
+                self.assertAlmostEqual(messages[end]["seconds"], seconds, delta=1e-3 * seconds)
+        self.assertAlmostEqual(measured["copy_gb_s"], copies[-1]["algbw_gb_s"])
+        self.assertIn(f"latency {measured['latency_us']:.2f} us, {measured['gb_s']:.2f} GB/s; "
+                      f"copies {measured['copy_gb_s']:.2f} GB/s\n", output)
+        output = self.run_program("bench", "comm", "--ops", "send-recv", "--max-bytes", 100, "--runs",
+                                  1, ranks=2)
+        self.assertNotIn("latency", output)
 
     def test_refusals(self):
         softmax = REPOSITORY / "configs" / "llama3_8b.yaml"

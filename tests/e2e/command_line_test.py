@@ -62,7 +62,7 @@ class CommandLineTest(EndToEndTest):
         self.assertEqual(complete("generate", "--top-"), ["--top-k", "--top-p"])
         for command in ("doctor", "eval", "generate"):
             self.assertEqual(complete(command, "--dev"), ["--device"])
-        self.assertEqual(sorted(complete("bench", "")), ["attention", "comm", "linear", "messages", "step"])
+        self.assertEqual(sorted(complete("bench", "")), ["attention", "comm", "linear", "step"])
         self.assertEqual(complete("bench", "attention", "--max"), ["--max-kv"])
         self.assertIn("bashcompinit", self.run_program("completion", "zsh"))
         for shell in ("zsh", "fish"):
