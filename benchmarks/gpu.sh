@@ -80,7 +80,7 @@ programs_of() {
     tests) say "${gpu_tests[@]}" "${rank_tests[@]}" attention_plan_cuda_test evenkeel ;;
     kernels) say gpu_attention ;;
     ops) say gpu_ops ;;
-    steps) say gpu_train_step ;;
+    steps) say evenkeel ;;
     error) say gpu_model_dump ;;
     curve) say evenkeel ;;
     sanitize) say "${gpu_tests[@]}" ;;
@@ -241,6 +241,26 @@ run_ops() {
   measure ops evenkeel 110 "$(program gpu_ops)"
 }
 
+# our_step PRESET SEQUENCE BATCH RECOMPUTE STEPS bf16|fp8: the line of `evenkeel bench step`. Presets have the
+# shapes of benchmarks/peers/gpu_train_step.py.
+our_step() {
+  local json=$out/logs/step.json config=configs/llama_1b.yaml settings=() setting
+  case $1 in
+    1b) ;;
+    160m) settings=(num_layers=12 hidden_size=768 num_heads=12 intermediate_size=2048) ;;
+    tnl-1b)
+      config=configs/transnormerllm_1b.yaml
+      settings=(tie_embeddings=false scale_embedding=false final_norm_gain=true)
+      ;;
+  esac
+  local options=(--model "$config" --lengths "$2" --tokens $(($2 * $3)) --set "runtime.recompute=$4"
+    --runs "$5" --device cuda --json "$json")
+  for setting in "${settings[@]}"; do options+=(--set "model.$setting"); done
+  if [[ $6 == fp8 ]]; then options+=(--set runtime.fp8=true); fi
+  limited 150 "$(program evenkeel)" bench step "${options[@]}" &&
+    python3 benchmarks/gpu_tables.py step "$1" "$json"
+}
+
 # step WHO PRESET SEQUENCE BATCH RECOMPUTE STEPS: one line, or one that says what went wrong. WHO: ours,
 # fp8 (ours, with products in FP8) or peer.
 step() {
@@ -250,8 +270,7 @@ step() {
   log=$out/logs/steps-$who-$1-$2-$3-$4.log
   if [[ $who != peer ]]; then
     peer=evenkeel
-    limited 150 "$(program gpu_train_step)" "$@" "${who/ours/bf16}" >"$log" 2>"$log.err" \
-      </dev/null || code=$?
+    our_step "$@" "${who/ours/bf16}" >"$log" 2>"$log.err" </dev/null || code=$?
   else
     peer=torch.compile
     limited 240 python3 -W ignore benchmarks/peers/gpu_train_step.py "$@" >"$log" 2>"$log.err" \

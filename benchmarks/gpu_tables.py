@@ -3,6 +3,7 @@
 
     gpu_tables.py show [--markdown FILE] LINES.jsonl ...    tables of these lines
     gpu_tables.py read SECTION TABLE PEER < output           a program's columns as JSON lines
+    gpu_tables.py step PRESET FILE                           what `evenkeel bench step` wrote as such a line
 
 Ratios are ours over the peer's, so more than 1 is better. Where a case ran several times, medians.
 TFLOP/s of both sides of a training step count our formula (scheduler/flops.h: 6 a matmul parameter and
@@ -265,6 +266,21 @@ def read(args):
         print(json.dumps({"section": args.section, "table": args.table, **line}))
 
 
+def step(args):
+    with open(args.file, encoding="utf-8") as file:
+        measured = json.load(file)
+    for point in measured["points"]:
+        seconds, flops = point["step_s"], point["model_flops"]
+        tokens = point["length"] * point["documents"]
+        print(json.dumps({
+            "peer": OURS, "preset": args.preset, "seq": point["length"], "batch": point["documents"],
+            "recompute": measured["recompute"], "products": "fp8" if measured["fp8"] else "bf16",
+            "loss": round(point["loss"], 3), "tokens_per_s": round(tokens / seconds),
+            "step_ms": round(seconds * 1e3, 2), "model_tflops": round(flops / seconds * 1e-12, 1),
+            "mfu": round(flops / seconds / measured["matrix_product_flops"], 3),
+            "peak_GiB": round(point["peak_bytes"] / 2**30, 1)}))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,6 +293,10 @@ def main():
     for name in ("section", "table", "peer"):
         command.add_argument(name)
     command.set_defaults(run=read)
+    command = commands.add_parser("step")
+    command.add_argument("preset")
+    command.add_argument("file")
+    command.set_defaults(run=step)
     args = parser.parse_args()
     args.run(args)
 

@@ -21,10 +21,19 @@ struct StepOptions : BenchCommon {
   std::vector<std::string> overrides;
   std::vector<int64_t> lengths;
   int64_t tokens = 0;
+  bool profile = false;
 };
 
 const char* NameOf(Recompute recompute) {
   return recompute == Recompute::kLayer ? "layer" : recompute == Recompute::kMlp ? "mlp" : "none";
+}
+
+void PrintProfile(const StepPoint& point) {
+  for (const SpanTime& span : point.profile) {
+    std::cout << absl::StrFormat("#   %-32s %5d x %12.3f ms together\n", span.name, span.calls,
+                                 span.seconds * 1e3);
+  }
+  std::cout << std::flush;
 }
 
 absl::Status BenchStep(StepOptions options) {
@@ -37,6 +46,7 @@ absl::Status BenchStep(StepOptions options) {
   bench.recompute = config.runtime.recompute;
   bench.fp8 = config.runtime.fp8;
   bench.timing = options.timing;
+  bench.profile = options.profile;
   bench.tokens = options.tokens > 0 ? options.tokens : on_gpu ? 16384 : 2048;
   bench.lengths = options.lengths;
   if (bench.lengths.empty()) bench.lengths = {config.data.sequence_length};
@@ -60,23 +70,28 @@ absl::Status BenchStep(StepOptions options) {
               << absl::StrFormat("#%9s%7s%13s%12s%12s%9s%6s%9s\n", "tokens", "docs", "gradients ms",
                                  "step ms", "tokens/s", rate, "%", "GiB");
     nlohmann::json points = nlohmann::json::array();
-    EK_RETURN_IF_ERROR(MeasureSteps(rank, bench, [&](const StepPoint& point) {
-                         const double flops = point.model_flops / point.step_s;
-                         std::cout
-                             << absl::StrFormat("%10d%7d%13.2f%12.2f%12.0f%9.1f%6.1f%9.2f\n",
-                                                point.length, point.documents,
-                                                point.gradients_s * 1e3, point.step_s * 1e3,
-                                                static_cast<double>(point.tokens()) / point.step_s,
-                                                flops / unit, 100 * flops / peak_flops,
-                                                static_cast<double>(point.peak_bytes) / (1 << 30))
-                             << std::flush;
-                         points.push_back({{"length", point.length},
-                                           {"documents", point.documents},
-                                           {"gradients_s", point.gradients_s},
-                                           {"step_s", point.step_s},
-                                           {"model_flops", point.model_flops},
-                                           {"peak_bytes", point.peak_bytes}});
-                       }).status());
+    EK_RETURN_IF_ERROR(
+        MeasureSteps(rank, bench, [&](const StepPoint& point) {
+          const double flops = point.model_flops / point.step_s;
+          std::cout << absl::StrFormat("%10d%7d%13.2f%12.2f%12.0f%9.1f%6.1f%9.2f\n", point.length,
+                                       point.documents, point.gradients_s * 1e3, point.step_s * 1e3,
+                                       static_cast<double>(point.tokens()) / point.step_s,
+                                       flops / unit, 100 * flops / peak_flops,
+                                       static_cast<double>(point.peak_bytes) / (1 << 30))
+                    << std::flush;
+          PrintProfile(point);
+          points.push_back({{"length", point.length},
+                            {"documents", point.documents},
+                            {"gradients_s", point.gradients_s},
+                            {"step_s", point.step_s},
+                            {"model_flops", point.model_flops},
+                            {"peak_bytes", point.peak_bytes},
+                            {"loss", point.loss}});
+          for (const SpanTime& span : point.profile) {
+            points.back()["profile"].push_back(
+                {{"name", span.name}, {"calls", span.calls}, {"seconds", span.seconds}});
+          }
+        }).status());
     if (options.json.empty()) return absl::OkStatus();
     return WriteJson(options.json, {{"format", "evenkeel step times 1"},
                                     {"program", VersionText()},
@@ -114,6 +129,8 @@ void AddBenchStep(CLI::App& bench, CommandBody* body) {
                    "Tokens of a step, where a document has fewer; default: 16384 on cuda, 2048 on "
                    "the CPU")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  command->add_flag("--profile", options->profile,
+                    "Also tell where the time of one step goes, by the spans of its timeline");
   AddCommon(*command, options.get());
   command->footer(
       "Examples:\n"

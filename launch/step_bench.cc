@@ -1,15 +1,18 @@
 #include "launch/step_bench.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "models/model_shape.h"
 #include "runtime/base/exit_code.h"
 #include "runtime/base/philox.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/ops/gpu.h"
+#include "runtime/ops/step_trace.h"
 #include "scheduler/flops.h"
 #include "scheduler/memory_plan.h"
 
@@ -45,6 +48,26 @@ absl::Status CheckFits(const RankRuntime& rank, const StepBenchOptions& options,
           static_cast<double>(there) / kGiB, tokens > length ? " or fewer --tokens" : "",
           options.recompute == Recompute::kLayer ? "" : ", or --set runtime.recompute=layer")),
       ExitCode::kOutOfMemory);
+}
+
+absl::StatusOr<std::vector<SpanTime>> ProfileOf(OpContext context, TrainingStep& step,
+                                                const PackedBatch& batch, Recompute recompute) {
+  const std::unique_ptr<StepTrace> trace = MakeStepTrace(context);
+  context.trace = trace.get();
+  double results[2];
+  EK_RETURN_IF_ERROR(step.Run(context, batch, recompute, results));
+  std::map<std::string, SpanTime> by_name;
+  for (const TraceEvent& event : trace->Take()) {
+    std::string name = event.name;
+    if (absl::StartsWith(name, "layer ")) name = "layer" + name.substr(name.rfind(' '));
+    SpanTime& span = by_name[name];
+    span.name = name;
+    ++span.calls;
+    span.seconds += event.duration_us * 1e-6;
+  }
+  std::vector<SpanTime> profile;
+  for (auto& [name, span] : by_name) profile.push_back(std::move(span));
+  return profile;
 }
 
 }  // namespace
@@ -125,7 +148,9 @@ absl::StatusOr<std::vector<StepPoint>> MeasureSteps(
                       TrainingStep::Create(context, options.model, options.fp8, rank.tracker));
   std::vector<StepPoint> points;
   for (const int64_t length : lengths) {
-    StepPoint point{length, DocumentsOf(options, length)};
+    StepPoint point;
+    point.length = length;
+    point.documents = DocumentsOf(options, length);
     const PackedBatch batch = RandomDocuments(length, point.documents, options.model.vocab_size);
     point.model_flops =
         TrainingFlops(ShapeOf(options.model),
@@ -144,6 +169,10 @@ absl::StatusOr<std::vector<StepPoint>> MeasureSteps(
                         }));
     EK_RETURN_IF_ERROR(status);
     point.peak_bytes = rank.tracker.peak_total();
+    point.loss = results[0] / static_cast<double>(std::max<int64_t>(1, batch.num_valid()));
+    if (options.profile) {
+      EK_ASSIGN_OR_RETURN(point.profile, ProfileOf(context, *step, batch, options.recompute));
+    }
     points.push_back(point);
     tell(point);
   }

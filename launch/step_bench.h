@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -57,15 +58,26 @@ struct StepBenchOptions {
   std::vector<int64_t> lengths;  // of documents
   int64_t tokens = 0;            // of a step; a longer document is a step alone
   TimingOptions timing;
+  bool profile = false;  // takes one more step apart
+};
+
+// What the spans of one name took in a step, inner ones included (runtime/ops/step_trace.h); layers
+// are one.
+struct SpanTime {
+  std::string name;
+  int64_t calls = 0;
+  double seconds = 0;
 };
 
 struct StepPoint {
   int64_t length = 0;
   int64_t documents = 0;
-  double gradients_s = 0;  // forward and backward
-  double step_s = 0;       // all
-  int64_t peak_bytes = 0;  // of the process so far
-  double model_flops = 0;  // of a step; recomputation not counted
+  double gradients_s = 0;         // forward and backward
+  double step_s = 0;              // all
+  int64_t peak_bytes = 0;         // of the process so far
+  double model_flops = 0;         // of a step; recomputation not counted
+  double loss = 0;                // mean over the targets, of the last step
+  std::vector<SpanTime> profile;  // by name, ascending
 
   int64_t tokens() const { return length * documents; }
 };

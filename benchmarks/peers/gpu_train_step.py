@@ -1,7 +1,7 @@
-"""Training steps of gpu_train_step's models in PyTorch, on one GPU: float32 weights, bf16 activations
+"""Training steps of the models of `benchmarks/gpu.sh steps` in PyTorch, on one GPU: float32 weights, bf16 activations
 by autocast, torch.compile, fused AdamW. Softmax attention is cuDNN's; that of tnl-1b is
-flash-linear-attention's kernel, which must be installed for it. One JSON object, with gpu_train_step's
-keys.
+flash-linear-attention's kernel, which must be installed for it. One JSON object, with
+the keys of our rows (gpu_tables.py).
 
     python3 gpu_train_step.py PRESET SEQUENCE BATCH [none|layer] [STEPS]
 

@@ -77,7 +77,7 @@ class BenchTest(EndToEndTest):
         file = self.folder / "step.json"
         model = REPOSITORY / "configs" / "tiny_llama.yaml"
         output = self.bench("step", "--model", model, "--lengths", "300,64", "--tokens", 256,
-                            "--set", "runtime.recompute=mlp", "--json", file)
+                            "--set", "runtime.recompute=mlp", "--profile", "--json", file)
         self.assertIn(", 1 thread, float32, recompute mlp\n", output)
         steps = json.loads(file.read_text())
         self.assertEqual([(p["length"], p["documents"]) for p in steps["points"]], [(64, 4), (300, 1)])
@@ -93,6 +93,13 @@ class BenchTest(EndToEndTest):
             self.assertTrue(0.1 < row[6] < 1000, row)
             # Weights, gradients and two moments, and the step's own.
             self.assertTrue(16 * 1e5 < point["peak_bytes"] < 2e9, point)
+            self.assertTrue(1 < point["loss"] < 10, point)
+            spans = {span["name"]: span for span in point["profile"]}
+            self.assertEqual(spans["layer forward"]["calls"], spans["layer backward"]["calls"])
+            self.assertIn("optimizer", spans)
+            self.assertGreater(sum(span["seconds"] for span in spans.values()), 0)
+            for name, span in spans.items():
+                self.assertRegex(output, rf"(?m)^#   {name} +{span['calls']} x")
         # The model's, by hand: 6 a parameter of products and token, 12 a pair and head of D.
         plan = json.loads(self.run_program("plan", "--config", model, "--json"))
         per_token = plan["flops_per_token"]["matmul"]
