@@ -15,7 +15,7 @@ absl::Status MarkReported(absl::Status status);
 
 // Writes the code into the file that EVENKEEL_EXIT_FILE names, unless a rank has before; kOk counts
 // from rank 0 alone. For launch/resilient.sh: an mpirun that outlives lost ranks ends with 0,
-// whatever they say.
+// and one that was interrupted with 1, whatever they say.
 void RecordExitCode(ExitCode code);
 
 // The last word of a process whose subcommand ended with `status`. Under mpirun, failures of before

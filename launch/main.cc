@@ -19,7 +19,8 @@ constexpr char kFooter[] =
     "  evenkeel generate --model runs/quickstart --prompt 'The ship'\n"
     "\n"
     "Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint, 5 diverged, 6 time-out,\n"
-    "7 peers lost, 8 out of memory, 75 stopped and saved (start the same command again).";
+    "7 peers lost, 8 out of memory, 75 stopped and saved (start the same command again).\n"
+    "After Ctrl-C mpirun ends with 1, saved or not; launch/resilient.sh ends with the program's.";
 
 // CLI11 says of a mistyped subcommand only that it was not expected.
 std::string SubcommandHint(const CLI::App& app, int argc, char** argv) {

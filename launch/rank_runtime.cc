@@ -108,10 +108,10 @@ absl::Status RunOnRank(const RankOptions& options,
       !status.ok() && !absl::IsCancelled(status) && LeavesPeersWaiting(ExitCodeOf(status));
   status = is_alone || mpi.world().rank() == 0 ? ReportFailure(std::move(status))
                                                : MarkReported(std::move(status));
-  if (is_alone && mpi.world().size() > 1) {
-    RecordExitCode(ExitCodeOf(status));
-    mpi.world().Abort(ExitCodeOf(status));
-  }
+  // Nor does MPI end where Ctrl-C has mpirun end the job: it leaves its ranks waiting until it
+  // kills them.
+  if (!status.ok()) RecordExitCode(ExitCodeOf(status));
+  if (is_alone && mpi.world().size() > 1) mpi.world().Abort(ExitCodeOf(status));
   return status;
 }
 

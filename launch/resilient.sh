@@ -5,7 +5,7 @@
 #   launch/resilient.sh -np 10 build/cpu/launch/evenkeel train --config configs/my_run.yaml
 #
 # Takes mpirun's arguments and hands on its signals. Ends with the program's own exit code: that of
-# an mpirun with --enable-recovery is 0 whatever its ranks say.
+# an mpirun with --enable-recovery is 0, and after Ctrl-C 1, whatever its ranks say.
 set -uo pipefail
 
 if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
@@ -16,9 +16,11 @@ fi
 folder=$(mktemp -d "$PWD/.evenkeel_exit.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
 export EVENKEEL_EXIT_FILE=$folder/code
-"${MPIRUN:-mpirun}" --enable-recovery -x EVENKEEL_EXIT_FILE "$@" &
+# In a session of its own: Ctrl-C would reach it from the terminal and from here, and the second one has
+# it leave the ranks at once.
+setsid "${MPIRUN:-mpirun}" --enable-recovery -x EVENKEEL_EXIT_FILE "$@" &
 mpirun_pid=$!
-for signal in TERM INT USR1 USR2; do
+for signal in HUP TERM INT USR1 USR2; do
   trap 'kill -'$signal' "$mpirun_pid" 2>/dev/null' "$signal"
 done
 # A signal ends `wait` early.

@@ -69,7 +69,8 @@ class LostServerTest(EndToEndTest):
         process = subprocess.Popen([REPOSITORY / "launch/resilient.sh", *rest],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace",
-                                   cwd=self.folder, env=environment(MPIRUN=mpirun, **env or {}))
+                                   cwd=self.folder, env=environment(MPIRUN=mpirun, **env or {}),
+                                   start_new_session=True)
         self.processes.append(process)
         return process
 
@@ -135,6 +136,19 @@ class LostServerTest(EndToEndTest):
         # The same command goes on.
         self.finish(self.start_resilient(config, 2, "parallel.attention_servers_min=2"))
         self.assert_same_losses(run, reference)
+
+    def test_interrupt_from_the_keyboard(self):
+        """mpirun gives its ranks a second, kills them in another, and would end with 1."""
+        config, run = self.config(train__steps=100000, train__eval_every=0)
+        process = self.start_resilient(config, 1)
+        self.wait_for_step(run, 2, process)
+        begin = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+        self.assertGreater(time.monotonic() - begin, 1)
+        was_in_time = "saved; the same command goes on" in output
+        self.assertEqual(process.returncode, 75 if was_in_time else 1, output)
+        self.assertEqual(bool(checkpoint_steps(run)), was_in_time)
 
     def assert_same_evaluations(self, run, reference):
         rows, others = metrics(run, "eval"), metrics(reference, "eval")
