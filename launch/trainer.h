@@ -1,6 +1,7 @@
 // The training loop: the program's centre, read it top to bottom.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -67,7 +68,9 @@ class Trainer {
   Trainer(const RunConfig& config, const RankRuntime& rank, ParallelPlan plan, MeshRanks mesh_ranks,
           std::unique_ptr<MeshComms> mesh, TrainingData data, Model model, Optimizer optimizer);
 
+  // Takes the run folder, restores or draws the weights, and says what there is to do.
   absl::Status Start();
+  void ReportStart(bool restored);
   absl::Status RunSteps();
   absl::StatusOr<StepResult> Step();
   // Has the scales of FP8 tensors follow the largest values of the step, of all ranks.
@@ -130,7 +133,7 @@ class Trainer {
   TrainingProgress progress_;
   std::optional<StepTracer> tracer_;
   StartClock& start_clock_;
-  double start_seconds_ = 0;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double peak_flops_ = 0;  // of a rank
   std::optional<double> last_loss_;
   int64_t saved_step_ = -1;
