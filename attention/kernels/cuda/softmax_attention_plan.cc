@@ -40,7 +40,7 @@ struct KeyRunWork {
   int64_t at_once;
 };
 
-// Kept from plan to plan: the page faults of fresh memory can cost more than a plan.
+// What a plan works with; PlanSoftmaxAttention says how long it lives.
 struct Scratch {
   std::vector<PlannedTask> listed;
   RadixOrder order;
@@ -261,7 +261,11 @@ SoftmaxAttentionTiling TilingOf(int head_dim) {
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
                                           const SoftmaxAttentionTiling& tiling, int group,
                                           bool backward) {
-  // No state: kept because memory fresh from the system costs more than all planning.
+  // Memory alone, nothing of an earlier plan. A plan that took its own would pay as much again for
+  // pages fresh from the system (docs/kernels.md). A thread's, as ops are functions of an
+  // OpContext, of which nothing above runtime/ lives as long as a run: each caller would have to
+  // bring it. It is as large as the longest list of tasks wants it, a few KiB a task at most,
+  // until the thread ends.
   thread_local Scratch scratch;
   SoftmaxAttentionPlan plan;
   plan.tiling = tiling;
