@@ -142,6 +142,7 @@ absl::Status SimulateCase(const SimulateOptions& options) {
   study.documents = PrepareLengths(lengths, options.recipe, study.context, options.presets.seed);
   study.batches = options.presets.batches;
   study.planning.tolerance = options.presets.tolerance;
+  study.virtual_stages = options.presets.virtual_stages;
   study.owners_serve = !options.dedicated;
   if (options.micro_batches > 0) study.micro_batches = options.micro_batches;
   ThreadPool threads(ThreadsPerRank(options.threads, 1));
@@ -223,6 +224,11 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
   command->add_option("--pp", study.pp, "Numbers of pipeline stages to try")
       ->delimiter(',')
       ->check(whole);
+  command
+      ->add_option("--virtual-stages", options->presets.virtual_stages,
+                   "Numbers of stages a pipeline rank to try: with more than 1, interleaved 1F1B")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024));
   command->add_option("--pools", study.pools, "Numbers of pools to try dividing the ranks into")
       ->delimiter(',')
       ->check(whole);
@@ -305,7 +311,7 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
       "  evenkeel simulate --preset paper-ablations --pretrain pretrain.json --svg plots\n"
       "  evenkeel simulate -m configs/llama3_8b.yaml --cluster configs/clusters/h100.yaml \\\n"
       "      --lengths pretrain.json --recipe pretrain -n 256 --max-doc-len 524288 --batch 8 \\\n"
-      "      --pp 1,2,4 --ablations\n"
+      "      --pp 1,2,4 --virtual-stages 1,2 --ablations\n"
       "  evenkeel simulate --as-configured -m configs/tiny_llama.yaml --model-set parallel.dp=2 "
       "\\\n"
       "      --model-set parallel.attention=disaggregated -n 2 \\\n"

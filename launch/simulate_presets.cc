@@ -115,6 +115,7 @@ class PresetBuilder {
     study.gpus = gpus;
     study.batches = options_.batches;
     study.planning.tolerance = options_.tolerance;
+    study.virtual_stages = options_.virtual_stages;
     preset.systems = {SimSystem::kDisaggregated, SimSystem::kBalanced, SimSystem::kBalancedHidden,
                       SimSystem::kInOrder};
     return preset;

@@ -28,7 +28,8 @@ struct PresetOptions {
   int64_t batches = 30;
   int64_t seed = 1;
   double tolerance = 0.05;
-  int64_t most_gpus = 0;  // leave out larger cases; 0: none
+  std::vector<int64_t> virtual_stages = {1};  // to try in cases with pipelines
+  int64_t most_gpus = 0;                      // leave out larger cases; 0: none
 };
 
 struct PresetCase {

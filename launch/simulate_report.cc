@@ -27,6 +27,9 @@ std::string LayoutText(const SimLayout& layout) {
   if (layout.pools > 1) absl::StrAppend(&text, layout.pools, " pools ");
   absl::StrAppend(&text, "pp ", layout.pp, " dp ", layout.dp, " cp ", layout.cp, " x ",
                   layout.micro_batches);
+  if (layout.virtual_stages > 1) {
+    absl::StrAppend(&text, ", virtual stages ", layout.virtual_stages);
+  }
   if (layout.gathers_again) absl::StrAppend(&text, ", gathers twice");
   if (!layout.fits) absl::StrAppend(&text, " (too large)");
   return text;
@@ -56,6 +59,7 @@ Json JsonOf(const SimResult& result) {
   const SimLayout& layout = result.layout;
   return {{"pools", layout.pools},
           {"pp", layout.pp},
+          {"virtual_stages", layout.virtual_stages},
           {"dp", layout.dp},
           {"cp", layout.cp},
           {"micro_batches", layout.micro_batches},

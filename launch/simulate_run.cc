@@ -22,13 +22,12 @@ namespace {
 
 using Lengths = std::vector<int64_t>;
 
-absl::Status CheckSimulated(const RunConfig& config, const ParallelPlan& plan) {
+absl::Status CheckSimulated(const ParallelPlan& plan) {
   const auto refuse = [](const char* what) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--as-configured does not simulate ", what,
         "; leave it out for the search over layouts, or override it with --model-set"));
   };
-  if (config.parallel.virtual_stages > 1) return refuse("parallel.virtual_stages");
   if (plan.sharding != ShardingStage::kNone) return refuse("parallel.zero");
   if (plan.learns_speeds) return refuse("parallel.attention_speeds: measured");
   if (plan.mesh.cp > 1 && !plan.pools_attention() &&
@@ -102,10 +101,10 @@ std::vector<Lengths> LengthsOf(const ReplicaCuSeqlens& cu_seqlens) {
 absl::StatusOr<RunSimulation> SimulateRun(const RunConfig& config, const ClusterConfig& cluster,
                                           int64_t ranks, int64_t steps) {
   EK_ASSIGN_OR_RETURN(const ParallelPlan plan, PlanParallel(config.model, config.parallel, ranks));
-  EK_RETURN_IF_ERROR(CheckSimulated(config, plan));
+  EK_RETURN_IF_ERROR(CheckSimulated(plan));
   const DType dtype = ComputeDType(config.runtime);
   CostOptions pricing;
-  pricing.pp = plan.mesh.pp;
+  pricing.stage_begin = plan.stage_begin;
   pricing.tp = plan.mesh.tp;
   pricing.recompute = PlanOf(config.runtime.recompute);
   pricing.element_bytes = SizeOf(dtype);
@@ -122,8 +121,11 @@ absl::StatusOr<RunSimulation> SimulateRun(const RunConfig& config, const Cluster
   }
   RunSimulation run;
   const MeshShape& mesh = plan.mesh;
-  run.layout = absl::StrCat("pp ", mesh.pp, " dp ", mesh.dp, " cp ", mesh.cp, " tp ", mesh.tp,
-                            plan.pools_attention() ? ", disaggregated" : "");
+  run.layout = absl::StrCat("pp ", mesh.pp, " dp ", mesh.dp, " cp ", mesh.cp, " tp ", mesh.tp);
+  if (plan.virtual_stages > 1) {
+    absl::StrAppend(&run.layout, ", virtual stages ", plan.virtual_stages);
+  }
+  if (plan.pools_attention()) absl::StrAppend(&run.layout, ", disaggregated");
   run.update_seconds = UpdateSeconds(plan, cluster.shape, costs, pricing.wide_bytes);
   for (int64_t step = 0; step < steps; ++step) {
     const ReplicaCuSeqlens batches = BatchesOfStep(

@@ -4,23 +4,16 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "launch/parallel_config.h"
+#include "launch/simulate_memory.h"
 #include "models/model_shape.h"
-#include "parallel/phase_schedule.h"
+#include "parallel/layer_split.h"
 #include "runtime/base/status_macros.h"
 #include "scheduler/document_placement.h"
-#include "scheduler/memory_plan.h"
-#include "scheduler/pass_memory.h"
 
 namespace evenkeel {
 namespace {
 
-constexpr double kTokenSlack = 1.2;        // of a balanced micro-batch over the mean
 constexpr int64_t kMostMicroBatches = 64;  // of a replica with one stage
-
-bool IsDisaggregated(const SimLayout& layout) {
-  return layout.system == SimSystem::kDisaggregated;
-}
 
 BaselineSetup BaselineOf(const SimCase& study, const SimLayout& layout) {
   BaselineSetup setup;
@@ -37,56 +30,21 @@ BaselineSetup BaselineOf(const SimCase& study, const SimLayout& layout) {
   return setup;
 }
 
-// Bytes on the stage that needs most. Of micro-batches as large as they may get.
-absl::StatusOr<double> MemoryOf(const SimCase& study, const SimLayout& layout) {
-  ParallelConfig parallel;
-  parallel.mesh = {layout.pp, layout.pools * layout.dp * layout.cp, 1, static_cast<int>(study.tp)};
-  parallel.zero = ShardingStage::kOptimizer;
-  EK_ASSIGN_OR_RETURN(const ParallelPlan plan,
-                      PlanParallel(study.model, parallel, parallel.mesh.num_ranks()));
-  const double batch = static_cast<double>(study.context * study.samples);
-  double tokens = batch / (static_cast<double>(layout.pools * layout.dp * layout.cp) *
-                           static_cast<double>(layout.micro_batches));
-  if (layout.system == SimSystem::kBalanced || layout.system == SimSystem::kBalancedHidden) {
-    tokens = std::max(tokens * kTokenSlack,
-                      static_cast<double>(study.context) / static_cast<double>(layout.cp));
-  }
-  const auto rows = static_cast<int64_t>(tokens);
-  MicroBatchTokens counted;
-  counted.all = rows;
-  counted.rows = {rows};
-  double most = 0;
-  for (int stage = 0; stage < layout.pp; ++stage) {
-    const MeshCoord coord = {stage, 0, 0, 0};
-    const ModelPart part = plan.PartOf(coord);
-    const ModelShape shape = ShapeOf(study.model, part);
-    const RankLayout rank = plan.LayoutOf(coord);
-    const ComputeShape compute =
-        ComputeShapeOf(Device::kCuda, DType::kBF16, shape.vocab_size, static_cast<int>(study.tp));
-    const MemoryPlan memory = PlanTrainingMemory(shape, rank, counted, 1, compute, study.recompute);
-    const PassMemory pass = PassMemoryOf(shape, 0, rank, counted, compute, study.recompute);
-    const int64_t in_flight =
-        IsDisaggregated(layout)
-            ? PeakInFlight(SamePhaseSchedule(layout.pp, /*chunks=*/1, layout.micro_batches), stage)
-            : std::min<int64_t>(layout.pp - stage, layout.micro_batches);
-    double bytes = static_cast<double>(memory.weights + memory.gradients + memory.optimizer);
-    bytes += static_cast<double>(pass.kept) * static_cast<double>(in_flight) +
-             static_cast<double>(pass.peak - pass.kept);
-    if (!IsDisaggregated(layout) && layout.cp > 1) {
-      // Gathered keys and values: of all layers, kept for the backward pass, or of one.
-      double all = 0, largest = 0;
-      for (const LayerShape& layer : shape.layers) {
-        if (layer.is_linear) continue;
-        const auto kv = static_cast<double>(layer.kv_width() * study.element_bytes);
-        all += kv;
-        largest = std::max(largest, kv);
-      }
-      bytes += (layout.gathers_again ? largest : all * static_cast<double>(in_flight)) * tokens *
-               (layout.cp - 1);
+struct StageSplit {
+  int64_t pp = 1;
+  int64_t virtual_stages = 1;
+};
+
+// Those that give every stage as many layers. One pipeline rank alone has one stage.
+std::vector<StageSplit> StageSplits(const SimCase& study) {
+  std::vector<StageSplit> splits;
+  for (int64_t pp : study.pp) {
+    for (int64_t virtual_stages : study.virtual_stages) {
+      if (study.model.num_layers % (pp * virtual_stages) != 0) continue;
+      if (pp > 1 || virtual_stages == 1) splits.push_back({pp, virtual_stages});
     }
-    most = std::max(most, bytes);
   }
-  return most;
+  return splits;
 }
 
 // Ways to cut a batch for `pp` stages, `samples` of it a pool or replica group.
@@ -118,7 +76,7 @@ std::vector<std::vector<std::vector<int64_t>>> DealEvenly(const std::vector<int6
 
 SimulatedStep RunStep(const SimCase& study, const SimLayout& layout, const StepCosts& costs,
                       const std::vector<int64_t>& documents) {
-  if (!IsDisaggregated(layout)) {
+  if (!layout.is_disaggregated()) {
     return SimulateBaseline(BaselineOf(study, layout), study.cluster.shape, costs, documents);
   }
   DisaggregatedSetup setup;
@@ -185,10 +143,9 @@ absl::StatusOr<std::vector<SimLayout>> LayoutsOf(const SimCase& study, SimSystem
   }
   std::vector<SimLayout> layouts;
   const bool pooled = system == SimSystem::kDisaggregated;
-  const auto layers = static_cast<int64_t>(study.model.num_layers);
   const int64_t owners = study.ranks() - (pooled ? study.servers : 0);
-  for (int64_t pp : study.pp) {
-    if (layers % pp != 0 || owners % pp != 0) continue;
+  for (const auto& [pp, virtual_stages] : StageSplits(study)) {
+    if (owners % pp != 0) continue;
     for (int64_t pools : pooled ? study.pools : std::vector<int64_t>{1}) {
       const int64_t width = owners / pp / pools;  // of a stage
       if (width < 1 || width * pp * pools != owners || study.samples % pools != 0) continue;
@@ -202,16 +159,17 @@ absl::StatusOr<std::vector<SimLayout>> LayoutsOf(const SimCase& study, SimSystem
           layout.system = system;
           layout.pools = static_cast<int>(pools);
           layout.pp = static_cast<int>(pp);
+          layout.virtual_stages = static_cast<int>(virtual_stages);
           layout.dp = static_cast<int>(width / cp);
           layout.cp = static_cast<int>(cp);
           layout.micro_batches = count;
           // Documents end where samples do, not where a replica's share of half a sample would.
           if (system == SimSystem::kInOrder && study.samples % (layout.dp * count) != 0) continue;
-          EK_ASSIGN_OR_RETURN(layout.memory_bytes, MemoryOf(study, layout));
+          EK_ASSIGN_OR_RETURN(layout.memory_bytes, LayoutBytes(study, layout));
           layout.fits = layout.memory_bytes <= study.cluster.shape.memory_bytes;
           if (!pooled && !layout.fits && cp > 1) {
             layout.gathers_again = true;
-            EK_ASSIGN_OR_RETURN(layout.memory_bytes, MemoryOf(study, layout));
+            EK_ASSIGN_OR_RETURN(layout.memory_bytes, LayoutBytes(study, layout));
             layout.fits = layout.memory_bytes <= study.cluster.shape.memory_bytes;
           }
           layouts.push_back(layout);
@@ -237,7 +195,9 @@ absl::StatusOr<std::vector<SimLayout>> LayoutsOf(const SimCase& study, SimSystem
 absl::StatusOr<SimResult> RunLayout(const SimCase& study, const SimLayout& layout,
                                     ThreadPool* threads, int64_t stride) {
   CostOptions options;
-  options.pp = layout.pp;
+  EK_ASSIGN_OR_RETURN(
+      options.stage_begin,
+      SplitLayers(study.model.num_layers, layout.pp * layout.virtual_stages, /*requested=*/{}));
   options.tp = static_cast<int>(study.tp);
   options.recompute = study.recompute;
   options.element_bytes = study.element_bytes;

@@ -40,7 +40,8 @@ struct SimCase {
   int64_t batches = 30;
   int64_t search_batches = 5;  // on which layouts are compared, spread over all
   std::vector<int64_t> pp = {1};
-  std::vector<int64_t> pools = {1};  // into how many the ranks may be divided
+  std::vector<int64_t> virtual_stages = {1};  // of a pipeline rank: interleaved 1F1B with more
+  std::vector<int64_t> pools = {1};           // into how many the ranks may be divided
   int64_t cp = 0;  // ranks that the tokens of a replica are laid over, disaggregated; 0: all
   std::optional<int64_t> micro_batches;
   int64_t micro_batch_choices = 6;  // of a pipeline: as many as stages, twice as many, ...
@@ -57,16 +58,22 @@ struct SimCase {
   int64_t ranks() const { return gpus / tp; }
 };
 
+// Tokens of a balanced micro-batch over the mean, at most.
+constexpr double kTokenSlack = 1.2;
+
 struct SimLayout {
   SimSystem system = SimSystem::kDisaggregated;
   int pools = 1;
   int pp = 1;
+  int virtual_stages = 1;
   int dp = 1;
   int cp = 1;
   int64_t micro_batches = 1;
   bool gathers_again = false;  // keys and values, backward, for want of memory to keep them
-  double memory_bytes = 0;     // of the stage that needs most
+  double memory_bytes = 0;     // of the pipeline rank that needs most
   bool fits = true;
+
+  bool is_disaggregated() const { return system == SimSystem::kDisaggregated; }
 };
 
 struct SimResult {

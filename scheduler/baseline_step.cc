@@ -82,42 +82,42 @@ PassTime PassOf(const BaselineSetup& setup, const ClusterShape& cluster, const S
   return pass;
 }
 
-// One replica's pipeline: returns when its last pass ends and adds up what stages compute.
+// One replica's pipeline: returns when its last pass ends and adds up what ranks compute.
 double RunReplica(const BaselineSetup& setup, const ClusterShape& cluster, const StepCosts& costs,
                   absl::Span<const MicroBatchTime> micro_batches, absl::Span<SimBusy> busy) {
-  const PipelineSchedule schedule =
-      OneForwardOneBackward(setup.pp, static_cast<int64_t>(micro_batches.size()));
+  const auto stages = static_cast<int>(costs.stages.size());
+  const PipelineSchedule schedule = InterleavedOneForwardOneBackward(
+      setup.pp, stages / setup.pp, static_cast<int64_t>(micro_batches.size()));
   const auto at = [&](int stage, int64_t micro_batch) {
     return static_cast<size_t>(stage) * micro_batches.size() + static_cast<size_t>(micro_batch);
   };
-  const size_t passes = static_cast<size_t>(setup.pp) * micro_batches.size();
+  const auto place_in_pool = [&](int stage) { return stage % setup.pp * setup.dp * setup.cp; };
+  const size_t passes = costs.stages.size() * micro_batches.size();
   std::vector<double> forward_end(passes), backward_end(passes);
   std::vector<double> free(static_cast<size_t>(setup.pp));
   double last = 0;
   for (const ActionIndex& place : DependencyOrder(schedule)) {
-    const PipelineAction& action =
-        schedule.actions[static_cast<size_t>(place.rank)][static_cast<size_t>(place.index)];
+    const auto rank = static_cast<size_t>(place.rank);
+    const PipelineAction& action = schedule.actions[rank][static_cast<size_t>(place.index)];
+    const int stage = schedule.StageOf(place.rank, action.chunk);
     const MicroBatchTime& time = micro_batches[static_cast<size_t>(action.micro_batch)];
-    const PassTime pass = PassOf(setup, cluster, costs, time, place.rank, action.phase);
-    const int from = place.rank + (action.phase == PipelinePhase::kForward ? -1 : 1);
+    const PassTime pass = PassOf(setup, cluster, costs, time, stage, action.phase);
+    const bool forward = action.phase == PipelinePhase::kForward;
+    std::vector<double>& end = forward ? forward_end : backward_end;
+    const int from = stage + (forward ? -1 : 1);
     double ready = 0;
-    if (from >= 0 && from < setup.pp) {
-      const LinkRate& link = LinkBetween(cluster, setup.tp, from * setup.dp * setup.cp,
-                                         place.rank * setup.dp * setup.cp);
-      const std::vector<double>& end =
-          action.phase == PipelinePhase::kForward ? forward_end : backward_end;
+    if (from >= 0 && from < stages) {
+      const LinkRate& link =
+          LinkBetween(cluster, setup.tp, place_in_pool(from), place_in_pool(stage));
       ready = end[at(from, action.micro_batch)] + link.latency +
               time.tokens * costs.stage_bytes / link.bytes_per_second;
     }
-    double& stage_free = free[static_cast<size_t>(place.rank)];
-    stage_free = std::max(stage_free, ready) + pass.seconds();
-    (action.phase == PipelinePhase::kForward ? forward_end
-                                             : backward_end)[at(place.rank, action.micro_batch)] =
-        stage_free;
-    busy[static_cast<size_t>(place.rank)].linear += pass.linear;
-    busy[static_cast<size_t>(place.rank)].attention += pass.attention;
-    busy[static_cast<size_t>(place.rank)].message += pass.exposed;
-    last = std::max(last, stage_free);
+    free[rank] = std::max(free[rank], ready) + pass.seconds();
+    end[at(stage, action.micro_batch)] = free[rank];
+    busy[rank].linear += pass.linear;
+    busy[rank].attention += pass.attention;
+    busy[rank].message += pass.exposed;
+    last = std::max(last, free[rank]);
   }
   return last;
 }
@@ -125,13 +125,14 @@ double RunReplica(const BaselineSetup& setup, const ClusterShape& cluster, const
 std::vector<std::vector<int64_t>> PackBalanced(const BaselineSetup& setup, const StepCosts& costs,
                                                size_t bins, absl::Span<const int64_t> documents) {
   TokenSeconds token;
+  double layers = 0;
   for (const StageCost& stage : costs.stages) {
+    layers += static_cast<double>(stage.layers.size());
     for (const SoftmaxLayerCost& layer : stage.layers) {
       token += layer.pre;
       token += layer.post;
     }
   }
-  const auto layers = static_cast<double>(costs.stages.size() * costs.stages.front().layers.size());
   const auto seconds = [&](int64_t length) {
     return (token.forward + token.backward) * static_cast<double>(length) / setup.cp +
            layers * (AttentionSeconds(costs.forward, length, setup.cp) +

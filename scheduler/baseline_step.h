@@ -1,7 +1,8 @@
 // Simulated training steps without disaggregation, on the same cluster and costs. Pure.
 //
-// A replica runs its micro-batches through its stages in 1F1B order; the ranks that share a
-// replica's tokens hold an equal part of every document each, in zigzag, and gather the keys and
+// A replica runs its micro-batches through its stages in 1F1B order, interleaved where pipeline
+// ranks have several (rank `pp` of p the stages pp, p + pp, ... of the costs); the ranks that share
+// a replica's tokens hold an equal part of every document each, in zigzag, and gather the keys and
 // values of all of them in every layer.
 #pragma once
 
@@ -21,7 +22,7 @@ enum class BaselinePacking {
 };
 
 struct BaselineSetup {
-  int pp = 1;
+  int pp = 1;  // divides the number of stages that the costs have
   int dp = 1;
   int cp = 1;
   int tp = 1;

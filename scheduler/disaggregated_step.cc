@@ -7,46 +7,13 @@
 #include <utility>
 
 #include "parallel/phase_schedule.h"
+#include "scheduler/nano_work.h"
 
 namespace evenkeel {
 namespace {
 
 using RankTimes = std::vector<double>;
-
-// One nano-batch of all stages in one tick: what is computed, and what moves.
-struct PooledNano {
-  std::vector<int64_t> tokens;                      // by rank
-  RankTimes attend;                                 // seconds of one layer, by rank
-  std::vector<std::vector<int32_t>> rounds;         // of messages, on the way to servers
-  std::vector<std::vector<int32_t>> return_rounds;  // the same: every message turned round
-  std::vector<SimMessage> dispatch, giving_back;
-  // Bytes that a rank packs before a dispatch, or unpacks and adds up after a return, what it keeps
-  // for itself included. Servers receive and send in place.
-  RankTimes packed, unpacked;
-};
-
-using Nanos = std::array<PooledNano, 2>;
-
-struct LinkBytes {
-  double out = 0;           // queries, keys and values to a server, and what goes with them
-  double back = 0;          // results, or gradients
-  double key_gradient = 0;  // of those
-};
-
-LinkBytes BytesOf(const AttentionTokenBytes& bytes, const AttentionLink& link,
-                  PipelinePhase phase) {
-  const auto q = static_cast<double>(link.q_tokens), kv = static_cast<double>(link.kv_tokens);
-  LinkBytes result;
-  result.out = q * static_cast<double>(bytes.q) + kv * static_cast<double>(bytes.kv);
-  if (phase == PipelinePhase::kForward) {
-    result.back = q * static_cast<double>(bytes.out + bytes.lse);
-    return result;
-  }
-  result.out += q * static_cast<double>(2 * bytes.out + bytes.lse);
-  result.key_gradient = kv * static_cast<double>(bytes.kv_gradient);
-  result.back = q * static_cast<double>(bytes.q) + result.key_gradient;
-  return result;
-}
+using Nanos = std::array<NanoWork, 2>;
 
 class StepSimulation {
  public:
@@ -57,7 +24,7 @@ class StepSimulation {
         costs_(costs),
         cu_seqlens_(cu_seqlens),
         num_ranks_(static_cast<size_t>(setup.num_ranks())),
-        depth_(costs.stages.front().layers.size()),
+        pricing_{setup.tp, setup.has_residents, setup.mode == MessageMode::kSignal},
         timeline_(setup.num_ranks(), setup.mode == MessageMode::kOneStream),
         forward_arrival_(num_ranks_, 0),
         backward_arrival_(num_ranks_, 0) {
@@ -83,22 +50,14 @@ class StepSimulation {
   }
 
   SimulatedStep Run() {
+    const int chunks = pool_.num_chunks();
     const auto micro_batches = static_cast<int64_t>(cu_seqlens_.front().size());
-    for (const PhaseTick& tick : SamePhaseTicks(setup_.pp, /*chunks=*/1, micro_batches)) {
-      const auto begin = std::chrono::steady_clock::now();
-      const PlannedTick planned = PlanTick(pool_, planning_, cu_seqlens_, tick);
-      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-      summary_.planning_seconds = std::max(summary_.planning_seconds, taken.count() / 2);
-      // All stages have equally many layers, so the layers of a tick are alike.
-      const PlannedLayer& layer = planned.layers.front();
-      const std::vector<NanoRows> rows = RowsOfNanos(layer.batches, setup_.num_ranks());
-      Nanos nanos;
-      for (size_t n = 0; n < nanos.size(); ++n) {
-        Summarize(layer.nano[n].plan);
-        nanos[n] = Prepare(layer.nano[n], tick.phase);
-        for (const NanoRows& of_rank : rows) nanos[n].tokens.push_back(of_rank[n]);
+    for (const PhaseTick& tick : SamePhaseTicks(setup_.pp, chunks, micro_batches)) {
+      chunk_of_.clear();
+      for (int pp = 0; pp < setup_.pp; ++pp) {
+        chunk_of_.push_back(PassAt(tick, setup_.pp, chunks, micro_batches, pp).chunk);
       }
-      RunTick(tick.phase, nanos);
+      RunTick(tick);
     }
     SimulatedStep step;
     step.seconds = timeline_.makespan() + costs_.step_seconds;
@@ -110,8 +69,12 @@ class StepSimulation {
   }
 
  private:
+  // The stage of the model that the rank has a pass through in this tick; of a rank without one,
+  // its first.
+  int StageNumber(int pp) const { return chunk_of_[static_cast<size_t>(pp)] * setup_.pp + pp; }
   const StageCost& StageOf(size_t rank) const {
-    return costs_.stages[rank / static_cast<size_t>(setup_.owners_of_stage())];
+    const auto pp = static_cast<int>(rank) / setup_.owners_of_stage();
+    return costs_.stages[static_cast<size_t>(StageNumber(pp))];
   }
 
   void Summarize(const DisaggregationPlan& plan) {
@@ -131,53 +94,6 @@ class StepSimulation {
     summary_.mean_receive += received / static_cast<double>(num_ranks_);
   }
 
-  SimMessage MessageOf(int from, int to, double bytes) const {
-    const LinkRate& link = LinkBetween(cluster_, setup_.tp, from, to);
-    const double sent = setup_.mode == MessageMode::kSignal ? 1 : bytes;
-    return {from, to, link.latency + sent / link.bytes_per_second};
-  }
-
-  PooledNano Prepare(const PlannedNano& nano, PipelinePhase phase) const {
-    const auto& [pool, plan] = nano;
-    PooledNano out;
-    const AttentionTime& time = phase == PipelinePhase::kForward ? costs_.forward : costs_.backward;
-    out.attend.assign(num_ranks_, 0);
-    for (const ServerTask& task : plan.tasks) {
-      const auto server = static_cast<size_t>(task.server);
-      out.attend[server] += time.Seconds(task.q_len, task.kv_len()) / pool.speed[server];
-    }
-    for (double& seconds : out.attend) {
-      if (seconds > 0) seconds += costs_.piece_overhead;
-    }
-    const std::vector<AttentionLink> links = LinksOf(pool, plan.tasks);
-    out.rounds = MessageRounds(setup_.num_ranks(), links);
-    out.packed.assign(num_ranks_, 0);
-    out.unpacked.assign(num_ranks_, 0);
-    std::vector<LinkBytes> bytes;
-    for (const AttentionLink& link : links) {
-      bytes.push_back(BytesOf(pool.bytes, link, phase));
-      out.dispatch.push_back(MessageOf(link.from, link.to, bytes.back().out));
-      out.giving_back.push_back(MessageOf(link.to, link.from, bytes.back().back));
-      out.packed[static_cast<size_t>(link.from)] += bytes.back().out;
-      out.unpacked[static_cast<size_t>(link.from)] += bytes.back().back;
-    }
-    for (const AttentionLink& kept : KeptRows(pool, plan.tasks, setup_.has_residents)) {
-      const LinkBytes of_rank = BytesOf(pool.bytes, kept, phase);
-      out.packed[static_cast<size_t>(kept.from)] += of_rank.out;
-      // Gradients of keys are copied to where those of other servers arrive, then added up.
-      out.unpacked[static_cast<size_t>(kept.from)] += of_rank.back + of_rank.key_gradient;
-    }
-    // A link that carries nothing back (keys alone, forward) has no message.
-    for (const std::vector<int32_t>& round : out.rounds) {
-      std::vector<int32_t> kept;
-      for (int32_t index : round) {
-        if (bytes[static_cast<size_t>(index)].back > 0) kept.push_back(index);
-      }
-      if (!kept.empty()) out.return_rounds.push_back(std::move(kept));
-    }
-    return out;
-  }
-
   // `seconds` a token of the rank's tokens, and `copied` bytes before or after.
   double Linear(size_t rank, double ready, double seconds, int64_t tokens, double copied) {
     const int at = static_cast<int>(rank);
@@ -192,57 +108,92 @@ class StepSimulation {
     return end;
   }
 
-  // Of all tokens of both nano-batches at one go.
-  void Whole(const Nanos& nanos, const TokenSeconds StageCost::*cost, bool forward, bool backward,
-             RankTimes* times) {
-    for (size_t rank = 0; rank < num_ranks_; ++rank) {
-      const int64_t tokens = nanos[0].tokens[rank] + nanos[1].tokens[rank];
-      if (tokens == 0) continue;
-      const TokenSeconds& token = StageOf(rank).*cost;
-      const double seconds = (forward ? token.forward : 0) + (backward ? token.backward : 0);
-      if (seconds > 0) (*times)[rank] = Linear(rank, (*times)[rank], seconds, tokens, 0);
+  // `seconds_of` a stage: of each token, all of a rank's pass at one go.
+  template <typename SecondsOf>
+  void Whole(const SecondsOf& seconds_of) {
+    for (size_t rank = 0; rank < static_cast<size_t>(setup_.num_owners()); ++rank) {
+      if (tokens_[rank] == 0) continue;
+      const double seconds = seconds_of(StageOf(rank));
+      if (seconds > 0) time_[rank] = Linear(rank, time_[rank], seconds, tokens_[rank], 0);
     }
   }
 
-  void RunTick(PipelinePhase phase, const Nanos& nanos) {
-    const bool forward = phase == PipelinePhase::kForward;
+  void RunTick(const PhaseTick& tick) {
+    const bool forward = tick.phase == PipelinePhase::kForward;
+    const auto begin = std::chrono::steady_clock::now();
+    const PlannedTick planned = PlanTick(pool_, planning_, cu_seqlens_, tick);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    std::vector<Nanos> layers;
+    for (const PlannedLayer& layer : planned.layers) {
+      layers.push_back(Prepare(layer, tick.phase));
+      summary_.planning_seconds =
+          std::max(summary_.planning_seconds,
+                   taken.count() / (2 * static_cast<double>(planned.layers.size())));
+    }
+    tokens_.clear();
+    for (const NanoRows& rows :
+         RowsOfNanos(BatchesOfTick(pool_, cu_seqlens_, tick, 0), setup_.num_ranks())) {
+      tokens_.push_back(rows[0] + rows[1]);
+    }
     RankTimes& arrival = forward ? forward_arrival_ : backward_arrival_;
-    if (forward) {
-      Whole(nanos, &StageCost::embedding, true, false, &arrival);
-    } else {
-      Whole(nanos, &StageCost::head, true, true, &arrival);
+    time_ = arrival;
+    // A stage of other layers alone has nothing but its tail.
+    Whole([forward](const StageCost& stage) {
+      const TokenSeconds tail = stage.layers.empty() ? stage.tail : TokenSeconds();
+      return forward ? stage.embedding.forward + tail.forward
+                     : stage.head.forward + stage.head.backward + tail.backward;
+    });
+    for (size_t step = 0; step < planned.layer_of.size();) {
+      const size_t first = step;
+      while (step < planned.layer_of.size() && planned.layer_of[step] == planned.layer_of[first]) {
+        ++step;
+      }
+      RunLayers(tick.phase, layers[static_cast<size_t>(planned.layer_of[first])], first, step);
     }
-    arrived_ = {arrival, arrival};
-    RunPieces(phase, nanos, forward ? 0 : 1);
-    RankTimes done(num_ranks_, 0);
-    for (size_t rank = 0; rank < num_ranks_; ++rank) {
-      done[rank] = std::max(ready_[0][rank], ready_[1][rank]);
-    }
-    if (!forward) Whole(nanos, &StageCost::embedding, false, true, &done);
-    SendToStage(nanos, done, forward ? +1 : -1, &arrival);
+    if (!forward) Whole([](const StageCost& stage) { return stage.embedding.backward; });
+    SendToStage(forward ? +1 : -1, &arrival);
   }
 
-  // The pieces of a tick in the order of a rank. `first` is the nano-batch that goes first.
-  void RunPieces(PipelinePhase phase, const Nanos& nanos, size_t first) {
+  Nanos Prepare(const PlannedLayer& layer, PipelinePhase phase) {
+    const std::vector<NanoRows> rows = RowsOfNanos(layer.batches, setup_.num_ranks());
+    Nanos nanos;
+    for (size_t n = 0; n < nanos.size(); ++n) {
+      Summarize(layer.nano[n].plan);
+      nanos[n] = WorkOf(layer.nano[n], phase, pricing_, cluster_, costs_);
+      for (const NanoRows& of_rank : rows) nanos[n].tokens.push_back(of_rank[n]);
+    }
+    return nanos;
+  }
+
+  // Softmax layers [begin, end) of the tick, in which the same ranks take part, in the order of a
+  // rank. All that is under way is waited for before the first and after the last of them.
+  void RunLayers(PipelinePhase phase, const Nanos& nanos, size_t begin, size_t end) {
+    const size_t first = phase == PipelinePhase::kForward ? 0 : 1;
     const size_t second = 1 - first;
     const bool staggered =
         setup_.order == PieceOrder::kStaggered ||
         (setup_.order == PieceOrder::kStaggeredForward && phase == PipelinePhase::kForward);
-    for (size_t layer = 0; layer < depth_; ++layer) {
-      BeforeAttention(phase, nanos[first], first, layer);
-      if (staggered && layer > 0) Attend(nanos[second], second);
-      BeforeAttention(phase, nanos[second], second, layer);
+    arrived_ = {time_, time_};
+    for (size_t step = begin; step < end; ++step) {
+      const bool follows = step > begin;
+      BeforeAttention(phase, nanos[first], first, step, follows);
+      if (staggered && follows) Attend(nanos[second], second);
+      BeforeAttention(phase, nanos[second], second, step, follows);
       Attend(nanos[first], first);
       if (!staggered) Attend(nanos[second], second);
     }
-    AfterAttention(phase, nanos[first], first);
+    AfterAttention(phase, nanos[first], first, end);
     if (staggered) Attend(nanos[second], second);
-    AfterAttention(phase, nanos[second], second);
+    AfterAttention(phase, nanos[second], second, end);
+    for (size_t rank = 0; rank < num_ranks_; ++rank) {
+      time_[rank] = std::max({time_[rank], ready_[0][rank], ready_[1][rank]});
+    }
   }
 
-  // From the attention before, or the begin of the stage, to the dispatch for the `step`th layer of
-  // the pass: layer `step` forward, from the end backward.
-  void BeforeAttention(PipelinePhase phase, const PooledNano& nano, size_t n, size_t step) {
+  // From the attention before, where the layer `follows` one, to the dispatch for the `step`th
+  // layer of the pass, counted from the end backward.
+  void BeforeAttention(PipelinePhase phase, const NanoWork& nano, size_t n, size_t step,
+                       bool follows) {
     ready_[n].assign(num_ranks_, 0);
     for (size_t rank = 0; rank < num_ranks_; ++rank) {
       if (nano.tokens[rank] == 0) continue;
@@ -250,13 +201,14 @@ class StepSimulation {
       double seconds = 0;
       if (phase == PipelinePhase::kForward) {
         seconds = stage.layers[step].pre.forward;
-        if (step > 0) seconds += stage.layers[step - 1].post.forward;
+        if (follows) seconds += stage.layers[step - 1].post.forward;
       } else {
-        const size_t layer = depth_ - 1 - step;
+        const size_t layer = stage.layers.size() - 1 - step;
         seconds = stage.layers[layer].post.backward;
-        seconds += step > 0 ? stage.layers[layer + 1].pre.backward : stage.tail.backward;
+        if (follows) seconds += stage.layers[layer + 1].pre.backward;
+        if (step == 0) seconds += stage.tail.backward;
       }
-      const double unpacked = step > 0 ? nano.unpacked[rank] : 0;
+      const double unpacked = follows ? nano.unpacked[rank] : 0;
       const double end = Linear(rank, arrived_[n][rank], seconds, nano.tokens[rank], unpacked);
       ready_[n][rank] = timeline_.Compute(static_cast<int>(rank), SimWork::kCopy, end,
                                           nano.packed[rank] * costs_.copy_seconds_per_byte);
@@ -265,7 +217,7 @@ class StepSimulation {
   }
 
   // A server waits for all that is for it; what it holds itself is there, earlier on its stream.
-  void Attend(const PooledNano& nano, size_t n) {
+  void Attend(const NanoWork& nano, size_t n) {
     RankTimes& times = ready_[n];
     for (size_t rank = 0; rank < num_ranks_; ++rank) {
       times[rank] = std::max(times[rank], arrived_[n][rank]);
@@ -276,41 +228,46 @@ class StepSimulation {
     timeline_.Exchange(nano.giving_back, nano.return_rounds, times, &arrived_[n]);
   }
 
-  // To the end of the stage's layers.
-  void AfterAttention(PipelinePhase phase, const PooledNano& nano, size_t n) {
+  // What is left of the pass's first `end` layers, counted from the end backward; after all of
+  // them, to the end of the stage.
+  void AfterAttention(PipelinePhase phase, const NanoWork& nano, size_t n, size_t end) {
     for (size_t rank = 0; rank < num_ranks_; ++rank) {
       if (nano.tokens[rank] == 0) continue;
       const StageCost& stage = StageOf(rank);
-      const double seconds = phase == PipelinePhase::kForward
-                                 ? stage.tail.forward + stage.layers.back().post.forward
-                                 : stage.layers.front().pre.backward;
+      double seconds = 0;
+      if (phase == PipelinePhase::kForward) {
+        seconds = stage.layers[end - 1].post.forward;
+        if (end == stage.layers.size()) seconds += stage.tail.forward;
+      } else {
+        seconds = stage.layers[stage.layers.size() - end].pre.backward;
+      }
       ready_[n][rank] =
           Linear(rank, arrived_[n][rank], seconds, nano.tokens[rank], nano.unpacked[rank]);
     }
   }
 
-  // Activations to the next stage, or gradients to the one before: one round, since every rank has
-  // one neighbour on each side.
-  void SendToStage(const Nanos& nanos, const RankTimes& ready, int direction, RankTimes* arrived) {
+  // Activations to the next stage, or gradients to the one before: one round, since the ranks stand
+  // in a ring and every rank has one neighbour on each side.
+  void SendToStage(int direction, RankTimes* arrived) {
     std::vector<SimMessage> messages;
     std::vector<std::vector<int32_t>> rounds(1);
+    RankTimes ready(num_ranks_, 0);
+    const auto stages = static_cast<int>(costs_.stages.size());
     const int width = setup_.owners_of_stage();
-    RankTimes times(num_ranks_, 0);
-    for (int stage = 0; stage < setup_.pp; ++stage) {
-      const int to = stage + direction;
-      if (to < 0 || to >= setup_.pp) continue;
+    for (int pp = 0; pp < setup_.pp; ++pp) {
+      const int to = StageNumber(pp) + direction;
+      if (to < 0 || to >= stages) continue;
       for (int i = 0; i < width; ++i) {
-        const int from = stage * width + i;
+        const int from = pp * width + i;
         const auto at = static_cast<size_t>(from);
-        const int64_t tokens = nanos[0].tokens[at] + nanos[1].tokens[at];
-        if (tokens == 0) continue;
-        const double bytes = static_cast<double>(tokens) * costs_.stage_bytes;
+        if (tokens_[at] == 0) continue;
+        ready[at] = time_[at];
         rounds[0].push_back(static_cast<int32_t>(messages.size()));
-        messages.push_back(MessageOf(from, to * width + i, bytes));
-        times[at] = ready[at];
+        messages.push_back(MessageOf(pricing_, cluster_, from, to % setup_.pp * width + i,
+                                     static_cast<double>(tokens_[at]) * costs_.stage_bytes));
       }
     }
-    timeline_.Exchange(messages, rounds, times, arrived);
+    timeline_.Exchange(messages, rounds, ready, arrived);
   }
 
   const DisaggregatedSetup& setup_;
@@ -318,13 +275,17 @@ class StepSimulation {
   const StepCosts& costs_;
   ReplicaBatches cu_seqlens_;
   size_t num_ranks_;
-  size_t depth_;  // softmax layers of a stage
+  NanoPricing pricing_;
   PoolShape pool_;
   TickPlanOptions planning_;
   SimTimeline timeline_;
   // When what a rank's next micro-batch begins with is there.
   RankTimes forward_arrival_, backward_arrival_;
-  // Of the tick, by nano-batch: when what a rank waits for has arrived, and what it has is ready.
+  // Of the tick: the chunk of each pipeline rank; tokens by rank; until when a rank is at work.
+  std::vector<int> chunk_of_;
+  std::vector<int64_t> tokens_;
+  RankTimes time_;
+  // By nano-batch: when what a rank waits for has arrived, and what it has is ready.
   std::array<RankTimes, 2> arrived_, ready_;
   PlanSummary summary_;
 };

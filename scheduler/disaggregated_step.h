@@ -1,9 +1,10 @@
 // A simulated training step with disaggregated core attention: the plans and the schedule that a
 // run executes, on the timeline of a cluster. Pure.
 //
-// The pool is all ranks of one tensor-parallel coordinate: stage by stage the owners of a
-// micro-batch, then dedicated servers. A tick of the pipeline goes through the layers of all stages
-// side by side; of each softmax layer and nano-batch
+// The pool is all ranks of one tensor-parallel coordinate: pipeline rank by pipeline rank the
+// owners of a micro-batch, then dedicated servers. Rank `pp` of p has the stages pp, p + pp, ... of
+// the costs, a chunk each. A tick of the pipeline goes through the layers of one chunk of every
+// rank side by side; of each softmax layer and nano-batch
 //   pre       norm, projection to Q, K, V; packing                  compute stream of the owner
 //   dispatch  Q, K, V (backward dO, O, lse, Q, K, V) to servers     communication streams
 //   attend    a server's tasks                                      compute stream of the server
@@ -12,7 +13,9 @@
 // In the ping-pong order of a rank, post and pre of nano-batch 0, of 1, attend of 0, of 1, messages
 // of one nano-batch pass while the other computes. Backward the second nano-batch goes first, since
 // queries of it have keys in the first. Activations and their gradients go to the next stage when
-// both nano-batches are done; the head, forward and backward, begins the backward pass.
+// both nano-batches are done; the head, forward and backward, begins the backward pass. Where the
+// chunks of a tick differ in their number of softmax layers, those with fewer are done earlier and
+// only serve; before the others go on, all that is under way is waited for, as in a run.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +45,7 @@ enum class PieceOrder {
 };
 
 struct DisaggregatedSetup {
-  int pp = 1;
+  int pp = 1;  // divides the number of stages that the costs have
   int replicas = 1;
   int ranks = 1;  // of a replica, over which its tokens are laid
   int tp = 1;

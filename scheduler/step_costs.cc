@@ -104,19 +104,16 @@ double AttentionTime::Seconds(int64_t q_len, int64_t kv_len) const {
 
 absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape& cluster,
                                     const CostOptions& options) {
-  const auto layers = static_cast<int64_t>(shape.layers.size());
-  if (options.pp < 1 || layers % options.pp != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pp ", options.pp, " does not divide the model's ", layers, " layers"));
-  }
+  std::vector<int64_t> begin = options.stage_begin;
+  if (begin.empty()) begin = {0, static_cast<int64_t>(shape.layers.size())};
   StepCosts costs;
   const LayerShape* pooled = nullptr;
   const Pricer pricer(shape, cluster, options);
-  for (int stage = 0; stage < options.pp; ++stage) {
+  const size_t stages = begin.size() - 1;
+  for (size_t stage = 0; stage < stages; ++stage) {
     StageCost cost;
     TokenSeconds before;  // of linear layers since the last softmax one
-    const int64_t share = layers / options.pp;
-    for (int64_t i = stage * share; i < (stage + 1) * share; ++i) {
+    for (int64_t i = begin[stage]; i < begin[stage + 1]; ++i) {
       const LayerShape& layer = shape.layers[static_cast<size_t>(i)];
       SoftmaxLayerCost pieces = pricer.Layer(layer);
       if (!IsPooled(layer)) {
@@ -136,12 +133,8 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
     }
     cost.tail = before;
     if (stage == 0) cost.embedding = pricer.Embedding();
-    if (stage == options.pp - 1) cost.head = pricer.Head(shape);
+    if (stage + 1 == stages) cost.head = pricer.Head(shape);
     costs.stages.push_back(std::move(cost));
-    if (costs.stages.back().layers.size() != costs.stages.front().layers.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "pp ", options.pp, " gives stages unequal numbers of layers with softmax attention"));
-    }
   }
   if (pooled == nullptr) {
     return absl::InvalidArgumentError(

@@ -35,7 +35,7 @@ struct SoftmaxLayerCost {
 
 struct StageCost {
   std::vector<SoftmaxLayerCost> layers;
-  TokenSeconds tail;       // linear layers after the last of them
+  TokenSeconds tail;       // linear layers after the last of them, or all if there is none
   TokenSeconds embedding;  // of the first stage: before its layers, and after them backward
   TokenSeconds head;       // of the last stage: both before its layers backward
 };
@@ -49,7 +49,7 @@ struct AttentionTime {
 };
 
 struct StepCosts {
-  std::vector<StageCost> stages;
+  std::vector<StageCost> stages;    // of the model, in order; a pipeline rank may have several
   AttentionTokenBytes token_bytes;  // of one layer
   double stage_bytes = 0;           // a token, from stage to stage
   AttentionTime forward, backward;
@@ -62,16 +62,17 @@ struct StepCosts {
 };
 
 struct CostOptions {
-  int pp = 1;
+  // First layer of each stage of the model, and the number of layers (parallel/layer_split.h);
+  // empty: one stage.
+  std::vector<int64_t> stage_begin;
   int tp = 1;
   RecomputePlan recompute = RecomputePlan::kMlp;
   int64_t element_bytes = 2;  // of activations
   int64_t wide_bytes = 4;
 };
 
-// `shape`: the whole model's; what a tensor-parallel rank has of it is worked out here. pp divides
-// the number of layers and leaves every stage as many of softmax attention, which are alike in
-// heads and head sizes.
+// `shape`: the whole model's; what a tensor-parallel rank has of it is worked out here. Layers of
+// softmax attention are alike in heads and head sizes.
 absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape& cluster,
                                     const CostOptions& options);
 

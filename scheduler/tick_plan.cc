@@ -6,30 +6,10 @@
 namespace evenkeel {
 namespace {
 
-// Of ranks with a pass in the tick through more than `number` softmax layers.
-std::vector<PooledBatch> BatchesOf(const PoolShape& shape, ReplicaBatches cu_seqlens,
-                                   const PhaseTick& tick, int64_t number) {
-  const MeshShape& mesh = shape.mesh;
-  const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
-  std::vector<PooledBatch> batches;
-  for (int pp = 0; pp < mesh.pp; ++pp) {
-    const TickPass pass = PassAt(tick, mesh.pp, shape.num_chunks(), micro_batches, pp);
-    if (!pass.exists() || shape.SoftmaxLayers(pp, pass.chunk) <= number) continue;
-    for (int dp = 0; dp < mesh.dp; ++dp) {
-      PooledBatch batch;
-      batch.cu_seqlens = cu_seqlens[static_cast<size_t>(dp)][static_cast<size_t>(pass.micro_batch)];
-      batch.split = shape.split;
-      for (int cp = 0; cp < mesh.cp; ++cp) batch.ranks.push_back(shape.RankOf(pp, dp, cp));
-      batches.push_back(std::move(batch));
-    }
-  }
-  return batches;
-}
-
 PlannedLayer PlanLayer(const PoolShape& shape, const TickPlanOptions& options,
                        ReplicaBatches cu_seqlens, const PhaseTick& tick, int64_t number) {
   PlannedLayer layer;
-  layer.batches = BatchesOf(shape, cu_seqlens, tick, number);
+  layer.batches = BatchesOfTick(shape, cu_seqlens, tick, number + 1);
   const AttentionCost& cost =
       tick.phase == PipelinePhase::kForward ? options.forward : options.backward;
   for (int n = 0; n < 2; ++n) {
@@ -45,6 +25,25 @@ PlannedLayer PlanLayer(const PoolShape& shape, const TickPlanOptions& options,
 }
 
 }  // namespace
+
+std::vector<PooledBatch> BatchesOfTick(const PoolShape& shape, ReplicaBatches cu_seqlens,
+                                       const PhaseTick& tick, int64_t least_layers) {
+  const MeshShape& mesh = shape.mesh;
+  const auto micro_batches = static_cast<int64_t>(cu_seqlens.front().size());
+  std::vector<PooledBatch> batches;
+  for (int pp = 0; pp < mesh.pp; ++pp) {
+    const TickPass pass = PassAt(tick, mesh.pp, shape.num_chunks(), micro_batches, pp);
+    if (!pass.exists() || shape.SoftmaxLayers(pp, pass.chunk) < least_layers) continue;
+    for (int dp = 0; dp < mesh.dp; ++dp) {
+      PooledBatch batch;
+      batch.cu_seqlens = cu_seqlens[static_cast<size_t>(dp)][static_cast<size_t>(pass.micro_batch)];
+      batch.split = shape.split;
+      for (int cp = 0; cp < mesh.cp; ++cp) batch.ranks.push_back(shape.RankOf(pp, dp, cp));
+      batches.push_back(std::move(batch));
+    }
+  }
+  return batches;
+}
 
 PlannedTick PlanTick(const PoolShape& shape, const TickPlanOptions& options,
                      ReplicaBatches cu_seqlens, const PhaseTick& tick) {

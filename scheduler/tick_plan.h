@@ -65,6 +65,10 @@ struct PlannedTick {
 // many micro-batches.
 using ReplicaBatches = absl::Span<const std::vector<std::vector<int64_t>>>;
 
+// Of ranks with a pass in the tick through a chunk of `least_layers` softmax layers or more.
+std::vector<PooledBatch> BatchesOfTick(const PoolShape& shape, ReplicaBatches cu_seqlens,
+                                       const PhaseTick& tick, int64_t least_layers);
+
 PlannedTick PlanTick(const PoolShape& shape, const TickPlanOptions& options,
                      ReplicaBatches cu_seqlens, const PhaseTick& tick);
 

@@ -89,6 +89,14 @@ class SimulateTest(EndToEndTest):
         self.assertGreater(seconds("--servers", 1, "--owners-serve-not", gpus=20), base)
         layout = self.report("--pp", "2", "--micro-batches", 4)["systems"]["disaggregated"]
         self.assertEqual((layout["pp"], layout["micro_batches"]), (2, 4))
+        few = ("--pp", "2", "--micro-batches", 2)
+        halved = self.report(*few, "--virtual-stages", "1,2")["systems"]
+        for name, system in self.report(*few)["systems"].items():
+            self.assertEqual(system["virtual_stages"], 1)
+            # The bubble is halved; a shorter stage sends as much as a longer one.
+            self.assertEqual(halved[name]["virtual_stages"], 2, name)
+            self.assertLess(halved[name]["seconds"], system["seconds"])
+        self.assertIn("x 2, virtual stages 2", self.case(*few, "--virtual-stages", 2))
         layout = self.report("--cp", 1)["systems"]["disaggregated"]
         self.assertEqual((layout["dp"], layout["cp"]), (4, 1))
         layout = self.report("--pools", 2)["systems"]["disaggregated"]
@@ -165,6 +173,16 @@ class SimulateTest(EndToEndTest):
             self.assertAlmostEqual(sum(attention), alone["ranks"][0]["attention_s"])
             self.assertLess(max(attention), 1.1 * sum(attention) / 2)
             self.assertLess(shared["seconds"], alone["seconds"])
+        stages = ("parallel.pp=2", "parallel.virtual_stages=2")
+        for settings in (stages, (*stages, "parallel.attention=disaggregated",
+                                  "parallel.ping_pong=off")):
+            pipeline = steps(2, *settings)
+            self.assertEqual(pipeline["layout"], "pp 2 dp 1 cp 1 tp 1, virtual stages 2" +
+                             (", disaggregated" if settings != stages else ""))
+            for alone, shared in zip(one["steps"], pipeline["steps"]):
+                for kind in ("linear_s", "attention_s"):
+                    self.assertAlmostEqual(sum(rank[kind] for rank in shared["ranks"]),
+                                           alone["ranks"][0][kind])
         self.assertIn("parallel.zero", steps(2, "parallel.dp=2", "parallel.zero=1", code=USAGE))
         self.assertIn("--gpus", self.simulate("--as-configured", "-m", self.model, code=USAGE))
 
@@ -204,6 +222,9 @@ class SimulateTest(EndToEndTest):
         self.assertIn("--pretrain FILE", self.simulate("--preset", "paper-3d", code=USAGE))
         self.assertIn("absent/llama3_8b.yaml", self.simulate(
             "--preset", "paper-3d", "--pretrain", self.lengths, "--configs", "absent", code=USAGE))
+        self.case("--virtual-stages", 0, code=USAGE)
+        # Four layers are not those of two ranks with three stages each.
+        self.assertIn("no layout of 16 GPUs", self.case("--pp", 2, "--virtual-stages", 3, code=USAGE))
         self.lengths.write_text("[1, -5]")
         self.assertIn("entry 1 is -5", self.case(code=DATA))
         self.case("--messages", "loud", code=USAGE)

@@ -93,11 +93,21 @@ class SimulateRunTest : public ::testing::Test {
 TEST_F(SimulateRunTest, ServersComputeWhatTheRunsPlansSay) {
   config_.parallel.attention = SoftmaxExchange::kDisaggregated;
   config_.parallel.attention_tolerance = 0.02;
-  for (const MeshShape mesh : {MeshShape{1, 2, 1, 1}, MeshShape{2, 1, 1, 1}, MeshShape{2, 2, 1, 1},
-                               MeshShape{1, 2, 2, 1}, MeshShape{4, 1, 1, 1}}) {
+  struct Layout {
+    MeshShape mesh;
+    int virtual_stages = 1;
+    std::vector<int64_t> layers_per_stage = {};
+  };
+  for (const auto& [mesh, virtual_stages, layers] :
+       {Layout{{1, 2, 1, 1}}, Layout{{2, 1, 1, 1}}, Layout{{2, 2, 1, 1}}, Layout{{1, 2, 2, 1}},
+        Layout{{4, 1, 1, 1}}, Layout{{2, 1, 1, 1}, 2}, Layout{{2, 1, 2, 1}, 2},
+        Layout{{2, 1, 1, 1}, 1, {1, 3}}}) {
     for (const PingPong ping_pong : {PingPong::kOff, PingPong::kOn}) {
       SCOPED_TRACE(testing::Message() << "pp " << mesh.pp << " dp " << mesh.dp << " cp " << mesh.cp
+                                      << " virtual stages " << virtual_stages
                                       << (ping_pong == PingPong::kOn ? ", two halves" : ""));
+      config_.parallel.virtual_stages = virtual_stages;
+      config_.parallel.layers_per_stage = layers;
       config_.parallel.mesh = mesh;
       config_.parallel.ping_pong = ping_pong;
       const auto run = SimulateRun(config_, cluster_, mesh.num_ranks(), 2);
@@ -156,6 +166,31 @@ TEST_F(SimulateRunTest, ReplicasWaitForTheSlowest) {
   EXPECT_NEAR(step.seconds,
               std::max(step.busy[0].compute(), step.busy[1].compute()) + run->update_seconds,
               1e-9 * step.seconds);
+}
+
+// Stages as the config says, which with virtual stages are those of interleaved 1F1B.
+TEST_F(SimulateRunTest, StagesOfTheConfig) {
+  const double alone = SimulateRun(config_, cluster_, 1, 1)->steps[0].busy[0].compute();
+  config_.parallel.mesh = {2, 1, 1, 1};
+  const auto run = [this](int virtual_stages, std::vector<int64_t> layers) {
+    config_.parallel.virtual_stages = virtual_stages;
+    config_.parallel.layers_per_stage = std::move(layers);
+    const auto result = SimulateRun(config_, cluster_, 2, 1);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return *result;
+  };
+  const RunSimulation one = run(1, {}), two = run(2, {}), uneven = run(1, {3, 1});
+  EXPECT_EQ(one.layout, "pp 2 dp 1 cp 1 tp 1");
+  EXPECT_EQ(two.layout, "pp 2 dp 1 cp 1 tp 1, virtual stages 2");
+  for (const RunSimulation& each : {one, two, uneven}) {
+    const std::vector<SimBusy>& busy = each.steps[0].busy;
+    EXPECT_NEAR(busy[0].compute() + busy[1].compute(), alone, 1e-9 * alone);
+  }
+  // Equal layers, and embedding or head beside them, whichever they are.
+  EXPECT_NEAR(two.steps[0].busy[0].compute(), one.steps[0].busy[0].compute(), 1e-9 * alone);
+  EXPECT_NEAR(uneven.steps[0].busy[0].attention, 3 * uneven.steps[0].busy[1].attention,
+              1e-9 * alone);
+  EXPECT_LT(IdleShare(two.steps[0]), IdleShare(one.steps[0]) - 0.02);
 }
 
 // Context parallelism: half of the work each, keys and values gathered twice and their gradients

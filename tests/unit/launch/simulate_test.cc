@@ -6,6 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <set>
+#include <tuple>
+#include <utility>
 
 #include "launch/cluster_config.h"
 #include "launch/document_batches.h"
@@ -148,6 +151,104 @@ TEST(SimulateStudy, MemoryRulesLayoutsOut) {
   const auto none = LayoutsOf(study, SimSystem::kDisaggregated);
   ASSERT_THAT(*none, SizeIs(1));
   EXPECT_FALSE(none->front().fits);
+}
+
+TEST(SimulateStudy, VirtualStagesAreTriedWhereTheyDivideTheLayers) {
+  SimCase study = SmallCase();
+  study.pp = {1, 2, 4};
+  study.virtual_stages = {1, 2, 3};
+  study.micro_batches = 4;
+  for (SimSystem system : {SimSystem::kDisaggregated, SimSystem::kBalanced}) {
+    const auto layouts = LayoutsOf(study, system);
+    ASSERT_TRUE(layouts.ok()) << layouts.status();
+    std::set<std::pair<int, int>> tried;
+    for (const SimLayout& layout : *layouts) tried.insert({layout.pp, layout.virtual_stages});
+    // Four layers: 2 x 2 stages of one, not 4 x 2.
+    EXPECT_THAT(tried,
+                ElementsAre(std::pair(1, 1), std::pair(2, 1), std::pair(2, 2), std::pair(4, 1)));
+  }
+}
+
+// What a rank keeps of passes, in units of what one of all its layers keeps:
+// docs/disaggregation.md, "Pipelines". The rank that needs most is the first one.
+TEST(SimulateStudy, MemoryOfVirtualStages) {
+  SimCase study = SmallCase();
+  study.tp = 1;
+  study.gpus = 4;
+  study.cp = 1;
+  study.samples = 8;
+  study.micro_batches = 8;
+  study.pp = {4};
+  // The difference that 16 layers more, four a rank, and as many tokens more make: neither weights
+  // nor what a pass keeps whatever its layers.
+  const auto kept = [&study](SimSystem system, int64_t virtual_stages) {
+    study.virtual_stages = {virtual_stages};
+    double sum = 0;
+    for (const auto& [layers, context, sign] :
+         {std::tuple(32, 1 << 13, 1), {32, 1 << 12, -1}, {16, 1 << 13, -1}, {16, 1 << 12, 1}}) {
+      study.model.num_layers = layers;
+      study.context = context;
+      const auto layouts = LayoutsOf(study, system);
+      EXPECT_THAT(*layouts, SizeIs(1));
+      sum += sign * layouts->front().memory_bytes;
+    }
+    return sum;
+  };
+  const double unit = kept(SimSystem::kInOrder, 1) / 4;
+  EXPECT_GT(unit, 0);
+  EXPECT_NEAR(kept(SimSystem::kDisaggregated, 1) / unit, 7, 1e-9);
+  for (SimSystem system : {SimSystem::kDisaggregated, SimSystem::kInOrder}) {
+    EXPECT_NEAR(kept(system, 2) / unit, 5.5, 1e-9);
+    EXPECT_NEAR(kept(system, 4) / unit, 4.75, 1e-9);
+  }
+}
+
+// Keys and values that cp ranks gather are kept with the pass: of the layers of its chunk.
+TEST(SimulateStudy, MemoryOfGatheredKeys) {
+  SimCase study = SmallCase();
+  study.model.num_layers = 8;
+  study.tp = 1;
+  study.pp = {2};
+  study.micro_batches = 4;
+  const auto bytes = [&study](int64_t virtual_stages, int64_t element_bytes) {
+    study.virtual_stages = {virtual_stages};
+    study.element_bytes = element_bytes;
+    const auto layouts = LayoutsOf(study, SimSystem::kBalanced);
+    for (const SimLayout& layout : *layouts) {
+      if (layout.cp == 4) return layout.memory_bytes;
+    }
+    return 0.0;
+  };
+  // Of a micro-batch, with room for packing; those of three ranks are gathered.
+  const double tokens = 1228;  // 1.2 x 1024
+  const double layer = tokens * 3 * 2 * 512;
+  // Bytes of an element count for what is gathered alone. Two passes of four layers; with two
+  // stages a rank five of two.
+  EXPECT_DOUBLE_EQ(bytes(1, 4) - bytes(1, 2), 2 * 2 * 4 * layer);
+  EXPECT_DOUBLE_EQ(bytes(2, 4) - bytes(2, 2), 2 * 5 * 2 * layer);
+  // The first rank's second stage gathers nothing. Its passes (F0a F1a F0b F1b F2a B0b F3a B1b F2b
+  // B0a F3b B1a, then backward ones) take five slots, four of which see one of the first stage.
+  const std::vector<LayerKind> half(4, LayerKind::kLightning);
+  study.model.layer_pattern.assign(4, LayerKind::kSoftmax);
+  study.model.layer_pattern.insert(study.model.layer_pattern.end(), half.begin(), half.end());
+  EXPECT_DOUBLE_EQ(bytes(2, 4) - bytes(2, 2), 2 * 4 * 2 * layer);
+}
+
+// With as few micro-batches as stages the bubble is large, and stages a rank divide it.
+TEST(SimulateStudy, VirtualStagesShrinkTheBubble) {
+  SimCase study = SmallCase();
+  study.pp = {4};
+  study.model.num_layers = 16;
+  study.micro_batches = 4;
+  ThreadPool threads(2);
+  study.virtual_stages = {1};
+  const auto one = RunBest(study, SimSystem::kBalanced, &threads);
+  study.virtual_stages = {1, 4};
+  const auto four = RunBest(study, SimSystem::kBalanced, &threads);
+  ASSERT_TRUE(one.ok() && four.ok());
+  EXPECT_EQ(four->layout.virtual_stages, 4);
+  EXPECT_LT(four->seconds, 0.8 * one->seconds);
+  EXPECT_LT(four->idle, one->idle - 0.1);
 }
 
 TEST(SimulateStudy, TheBestLayoutIsTheBest) {

@@ -40,11 +40,11 @@ ClusterShape Cluster(double bytes_per_second, double latency = 0) {
   return cluster;
 }
 
-// Layers that take `pre` and `post` seconds a token forward, twice that backward, and as long for a
-// pair in both.
-StepCosts Costs(int pp, int layers, double pre, double post, double pair) {
+// `layers` in each stage that take `pre` and `post` seconds a token forward, twice that backward,
+// and as long for a pair in both.
+StepCosts Costs(int stages, int layers, double pre, double post, double pair) {
   StepCosts costs;
-  costs.stages.resize(static_cast<size_t>(pp));
+  costs.stages.resize(static_cast<size_t>(stages));
   for (StageCost& stage : costs.stages) {
     stage.layers.resize(static_cast<size_t>(layers), {{pre, 2 * pre}, {post, 2 * post}});
   }
@@ -257,7 +257,8 @@ TEST(DisaggregatedStep, RandomStepsKeepTheirBounds) {
       }
     }
     const int layers = 1 + draw(3);
-    StepCosts costs = Costs(setup.pp, layers, 1e-3, 2e-3, 1e-6);
+    const int stages = setup.pp > 1 ? setup.pp * (1 + draw(3)) : 1;
+    StepCosts costs = Costs(stages, layers, 1e-3, 2e-3, 1e-6);
     costs.stage_bytes = 2;
     const ClusterShape cluster = Cluster(1e4 * (1 + draw(20)), 0.01 * draw(3));
     const SimulatedStep step = SimulateDisaggregated(setup, cluster, costs, micro_batches, true);
@@ -270,8 +271,8 @@ TEST(DisaggregatedStep, RandomStepsKeepTheirBounds) {
       most = std::max({most, busy.compute(), busy.message});
       seconds_of_ranks += busy.compute();
     }
-    EXPECT_NEAR(linear, tokens * setup.pp * layers * 9e-3, 1e-6 * linear);
-    EXPECT_NEAR(attention, 2 * pairs * setup.pp * layers * 1e-6, 1e-6 * attention);
+    EXPECT_NEAR(linear, tokens * stages * layers * 9e-3, 1e-6 * linear);
+    EXPECT_NEAR(attention, 2 * pairs * stages * layers * 1e-6, 1e-6 * attention);
     EXPECT_GE(step.seconds, most * (1 - 1e-12));
     EXPECT_GE(step.seconds, seconds_of_ranks / setup.num_ranks() * (1 - 1e-12));
 

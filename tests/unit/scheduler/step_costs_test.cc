@@ -86,7 +86,7 @@ TEST(StepCosts, LinearLayersJoinTheirNeighbours) {
   config.layer_pattern = {LayerKind::kLightning, LayerKind::kSoftmax, LayerKind::kLightning,
                           LayerKind::kLightning};
   CostOptions options;
-  options.pp = 2;
+  options.stage_begin = {0, 16, 32};
   const StepCosts costs = *PriceStep(ShapeOf(config), Cluster(), options);
   ASSERT_EQ(costs.stages.size(), 2);
   EXPECT_EQ(costs.stages[0].layers.size(), 4);
@@ -96,6 +96,42 @@ TEST(StepCosts, LinearLayersJoinTheirNeighbours) {
   EXPECT_EQ(costs.stages[1].tail.forward, costs.stages[0].tail.forward);
   EXPECT_EQ(costs.stages[0].head.forward, 0);
   EXPECT_DOUBLE_EQ(costs.stages[1].head.forward, 2 * 4096. * 128256 / 500e12);
+}
+
+// Whatever the stages, all layers are in one of them, embedding and head in the first and last.
+TEST(StepCosts, StagesAsTheyAreCut) {
+  ModelConfig config = Llama3_8B();
+  config.num_kv_heads = 0;
+  config.layer_pattern = {LayerKind::kLightning, LayerKind::kSoftmax, LayerKind::kLightning,
+                          LayerKind::kLightning};
+  ClusterShape cluster = Cluster();
+  cluster.measured = {.pre_forward = 1,
+                      .post_forward = 10,
+                      .pre_backward = 100,
+                      .post_backward = 1000,
+                      .embedding_forward = 0.5,
+                      .head_backward = 0.25};
+  CostOptions options;
+  options.stage_begin = {0, 1, 7, 9, 32};
+  const StepCosts costs = *PriceStep(ShapeOf(config), cluster, options);
+  ASSERT_EQ(costs.stages.size(), 4);
+  const std::vector<size_t> softmax_layers = {0, 2, 0, 6};
+  const std::vector<double> tails = {1, 1, 2, 2};
+  TokenSeconds sum;
+  for (size_t s = 0; s < 4; ++s) {
+    const StageCost& stage = costs.stages[s];
+    EXPECT_EQ(stage.layers.size(), softmax_layers[s]) << s;
+    EXPECT_DOUBLE_EQ(stage.tail.forward, tails[s] * 11) << s;
+    EXPECT_EQ(stage.embedding.forward, s == 0 ? 0.5 : 0) << s;
+    EXPECT_EQ(stage.head.backward, s == 3 ? 0.25 : 0) << s;
+    sum += stage.tail;
+    for (const SoftmaxLayerCost& layer : stage.layers) {
+      sum += layer.pre;
+      sum += layer.post;
+    }
+  }
+  EXPECT_DOUBLE_EQ(sum.forward, 32 * 11);
+  EXPECT_DOUBLE_EQ(sum.backward, 32 * 1100);
 }
 
 TEST(StepCosts, PartlyFilledTilesCostWholeOnes) {
@@ -129,8 +165,7 @@ TEST(StepCosts, MeasuredRatesWin) {
 
 TEST(StepCosts, Refusals) {
   const ModelShape shape = ShapeOf(Llama3_8B());
-  EXPECT_FALSE(PriceStep(shape, Cluster(), {.pp = 3}).ok());
-  EXPECT_FALSE(PriceStep(shape, Cluster(), {.tp = 3}).ok());
+  EXPECT_FALSE(PriceStep(shape, Cluster(), {.stage_begin = {}, .tp = 3}).ok());
   ModelConfig config = Llama3_8B();
   config.layer_pattern = {LayerKind::kLightning};
   EXPECT_FALSE(PriceStep(ShapeOf(config), Cluster(), {}).ok());

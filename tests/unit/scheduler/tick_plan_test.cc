@@ -68,7 +68,7 @@ TEST(TickPlan, OneNanoBatch) {
 // Whatever the layout, what every rank computes in a simulated step is what the plans of its ticks
 // give it, and as many messages pass as the plans' tasks need.
 TEST(TickPlan, IsWhatTheSimulatorRuns) {
-  for (uint64_t seed = 1; seed <= 80; ++seed) {
+  for (uint64_t seed = 1; seed <= 160; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     PoolRandom draw(seed);
     DisaggregatedSetup setup;
@@ -80,13 +80,17 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     setup.split = draw.OneIn(3) ? SequenceSplit::kContiguous : SequenceSplit::kHalves;
     setup.balance = !draw.OneIn(4) || !setup.owners_serve;
     setup.planning = {.tolerance = 0.1, .shard_tokens = draw(1, 16)};
-    const int64_t layers = draw(1, 3), micro_batches = draw(1, 4);
+    const int chunks = setup.pp > 1 ? static_cast<int>(draw(1, 3)) : 1;
+    const bool is_even = draw.OneIn(2);
+    const int64_t layers = draw(1, 3), micro_batches = draw(1, 2 * setup.pp + 1);
     const Documents documents = RandomDocuments(draw, setup.replicas, micro_batches, 300);
 
     StepCosts costs;
-    costs.stages.resize(static_cast<size_t>(setup.pp));
+    costs.stages.resize(static_cast<size_t>(setup.pp * chunks));
     for (StageCost& stage : costs.stages) {
-      stage.layers.resize(static_cast<size_t>(layers), {{1, 2}, {3, 4}});
+      const int64_t count = is_even ? layers : draw(0, 3);
+      stage.layers.resize(static_cast<size_t>(count), {{1, 2}, {3, 4}});
+      stage.tail = {5, 6};
     }
     costs.token_bytes = {.q = 1, .kv = 2, .out = 1, .lse = 1, .kv_gradient = 4};
     costs.forward.cost = AttentionCost::PerPair(1);
@@ -97,7 +101,9 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
 
     PoolShape shape;
     shape.mesh = {setup.pp, setup.replicas, setup.ranks, 1};
-    shape.softmax_layers.assign(static_cast<size_t>(setup.pp), layers);
+    for (const StageCost& stage : costs.stages) {
+      shape.softmax_layers.push_back(static_cast<int64_t>(stage.layers.size()));
+    }
     shape.num_dedicated = setup.servers;
     shape.split = setup.split;
     TickPlanOptions options;
@@ -110,7 +116,7 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     options.balances = setup.balance;
     std::vector<double> expected(static_cast<size_t>(shape.num_ranks()), 0);
     size_t messages = 0;
-    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, 1, micro_batches)) {
+    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, chunks, micro_batches)) {
       const bool forward = tick.phase == PipelinePhase::kForward;
       options.forward = costs.forward.cost;
       options.backward = costs.backward.cost;
@@ -129,21 +135,29 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     }
     size_t sent = 0;
     for (const SimSpan& span : step.spans) sent += span.is_send ? 1 : 0;
-    // And activations, and their gradients, from stage to stage.
-    for (const PhaseTick& tick : SamePhaseTicks(setup.pp, 1, micro_batches)) {
-      for (int stage = 0; stage < setup.pp; ++stage) {
-        const int to = stage + (tick.phase == PipelinePhase::kForward ? 1 : -1);
-        const int64_t at = PassAt(tick, setup.pp, 1, micro_batches, stage).micro_batch;
-        if (to < 0 || to >= setup.pp || at < 0) continue;
-        for (const auto& replica : documents) {
-          const PooledBatch batch{replica[static_cast<size_t>(at)],
-                                  std::vector<int>(static_cast<size_t>(setup.ranks)), setup.split};
-          for (int i = 0; i < setup.ranks; ++i) {
-            const NanoRows rows = RowsOfNanos(batch, i);
-            messages += rows[0] + rows[1] > 0 ? 1 : 0;
+    // And activations, and their gradients, from stage to stage: once each for every stage but one.
+    // What a rank computes beside attention is that of its stages.
+    std::vector<double> linear(expected.size(), 0);
+    for (const auto& replica : documents) {
+      const auto dp = static_cast<int>(&replica - documents.data());
+      for (const std::vector<int64_t>& cu_seqlens : replica) {
+        const PooledBatch batch{cu_seqlens, std::vector<int>(static_cast<size_t>(setup.ranks)),
+                                setup.split};
+        for (int cp = 0; cp < setup.ranks; ++cp) {
+          const NanoRows rows = RowsOfNanos(batch, cp);
+          if (rows[0] + rows[1] == 0) continue;
+          messages += 2 * (costs.stages.size() - 1);
+          for (size_t s = 0; s < costs.stages.size(); ++s) {
+            const int at = shape.RankOf(static_cast<int>(s) % setup.pp, dp, cp);
+            linear[static_cast<size_t>(at)] +=
+                static_cast<double>(rows[0] + rows[1]) *
+                (11 + 10 * static_cast<double>(costs.stages[s].layers.size()));
           }
         }
       }
+    }
+    for (size_t r = 0; r < expected.size(); ++r) {
+      ASSERT_NEAR(step.busy[r].linear, linear[r], 1e-9 * linear[r]) << "rank " << r;
     }
     ASSERT_EQ(sent, messages);
   }
