@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "launch/attention_planner.h"
 #include "launch/parallel_config.h"
+#include "launch/rank_kinds.h"
 #include "launch/simulate_study.h"
 #include "launch/training_data.h"
 #include "models/model_shape.h"
@@ -16,6 +17,7 @@
 #include "runtime/data/indexed_dataset.h"
 #include "runtime/data/sample_order.h"
 #include "scheduler/baseline_step.h"
+#include "scheduler/unit_traffic.h"
 
 namespace evenkeel {
 namespace {
@@ -28,7 +30,7 @@ absl::Status CheckSimulated(const ParallelPlan& plan) {
         "--as-configured does not simulate ", what,
         "; leave it out for the search over layouts, or override it with --model-set"));
   };
-  if (plan.sharding != ShardingStage::kNone) return refuse("parallel.zero");
+  if (plan.sharding > ShardingStage::kOptimizer) return refuse("parallel.zero above 1");
   if (plan.learns_speeds) return refuse("parallel.attention_speeds: measured");
   if (plan.mesh.cp > 1 && !plan.pools_attention() &&
       (plan.context.softmax != SoftmaxExchange::kGather ||
@@ -38,18 +40,28 @@ absl::Status CheckSimulated(const ParallelPlan& plan) {
   return absl::OkStatus();
 }
 
-// What every rank does once a step. The rank with most parameters counts: the others wait for it.
+// What every rank does once a step: gradients are summed over the ranks with the same parameters,
+// the rank updates what it owns, and where that is a part, weights are gathered. The rank that
+// takes longest counts: the others wait for it.
 double UpdateSeconds(const ParallelPlan& plan, const ClusterShape& cluster, const StepCosts& costs,
-                     int64_t wide_bytes) {
-  const int sharers = plan.mesh.dp * plan.mesh.cp;
+                     const CostOptions& sizes) {
   double most = 0;
-  for (int stage = 0; stage < plan.mesh.pp; ++stage) {
-    const auto parameters =
-        static_cast<double>(ShapeOf(plan.model, plan.PartOf({stage, 0, 0, 0})).num_parameters);
-    // A sum over ranks is a reduce-scatter and an all-gather.
-    const double reduction = 2 * GatherSeconds(cluster, plan.mesh.tp, sharers,
-                                               parameters * static_cast<double>(wide_bytes));
-    most = std::max(most, parameters * costs.parameter_seconds + reduction);
+  for (const RankKind& kind : KindsOfRanks(plan)) {
+    if (kind.is_dedicated) continue;
+    const RankLayout layout = plan.LayoutOf({kind.stage, 0, 0, kind.tp_begin});
+    const UnitTraffic traffic = UnitTrafficOf(kind.shape, layout, /*micro_batches=*/1);
+    const int ranks = layout.data_ranks();
+    const auto gather = [&](int64_t elements, int64_t element_bytes) {
+      if (elements == 0) return 0.0;
+      return GatherSeconds(cluster, plan.mesh.tp, ranks,
+                           static_cast<double>(elements * element_bytes));
+    };
+    // A sum that all ranks get is a reduce-scatter and an all-gather.
+    const double exchanged = gather(traffic.reduced, sizes.wide_bytes) +
+                             2 * gather(traffic.all_reduced, sizes.wide_bytes) +
+                             gather(traffic.gathered * ranks, sizes.element_bytes);
+    const auto owned = static_cast<double>(OwnedParameters(plan, kind));
+    most = std::max(most, owned * costs.parameter_seconds + exchanged);
   }
   return most;
 }
@@ -126,7 +138,7 @@ absl::StatusOr<RunSimulation> SimulateRun(const RunConfig& config, const Cluster
     absl::StrAppend(&run.layout, ", virtual stages ", plan.virtual_stages);
   }
   if (plan.pools_attention()) absl::StrAppend(&run.layout, ", disaggregated");
-  run.update_seconds = UpdateSeconds(plan, cluster.shape, costs, pricing.wide_bytes);
+  run.update_seconds = UpdateSeconds(plan, cluster.shape, costs, pricing);
   for (int64_t step = 0; step < steps; ++step) {
     const ReplicaCuSeqlens batches = BatchesOfStep(
         order, step, {config.train.global_batch_size, config.train.micro_batch_size}, mesh.dp);

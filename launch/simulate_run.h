@@ -21,7 +21,7 @@ struct RunSimulation {
 };
 
 // The first `steps` steps of the run over `ranks` ranks, which may include dedicated servers. What
-// is not simulated (ring and ulysses attention, sharded parameters, speeds that are
+// is not simulated (ring and ulysses attention, sharded gradients and parameters, speeds that are
 // learned) is an error. The config's data set has to be there.
 absl::StatusOr<RunSimulation> SimulateRun(const RunConfig& config, const ClusterConfig& cluster,
                                           int64_t ranks, int64_t steps);

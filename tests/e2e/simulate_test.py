@@ -183,7 +183,9 @@ class SimulateTest(EndToEndTest):
                 for kind in ("linear_s", "attention_s"):
                     self.assertAlmostEqual(sum(rank[kind] for rank in shared["ranks"]),
                                            alone["ranks"][0][kind])
-        self.assertIn("parallel.zero", steps(2, "parallel.dp=2", "parallel.zero=1", code=USAGE))
+        self.assertLess(steps(2, "parallel.dp=2", "parallel.zero=1")["update_seconds"],
+                        one["update_seconds"])
+        self.assertIn("parallel.zero", steps(2, "parallel.dp=2", "parallel.zero=2", code=USAGE))
         self.assertIn("--gpus", self.simulate("--as-configured", "-m", self.model, code=USAGE))
 
     def test_pictures_and_presets(self):

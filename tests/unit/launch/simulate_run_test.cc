@@ -168,6 +168,24 @@ TEST_F(SimulateRunTest, ReplicasWaitForTheSlowest) {
               1e-9 * step.seconds);
 }
 
+// Each replica updates half of the parameters, of which it gets the sum and gives the weights.
+TEST_F(SimulateRunTest, ShardedOptimizer) {
+  config_.parallel.mesh = {1, 2, 1, 1};
+  config_.parallel.zero = ShardingStage::kOptimizer;
+  const auto parameters = static_cast<double>(ShapeOf(config_.model).num_parameters);
+  const auto free = SimulateRun(config_, cluster_, 2, 1);
+  ASSERT_TRUE(free.ok()) << free.status();
+  // What is summed on all ranks, and units that are filled up, are little.
+  EXPECT_NEAR(free->update_seconds, 0.5e-9 * parameters, 0.01e-9 * parameters);
+  cluster_.shape.network = cluster_.shape.nvlink = {1e6, 0};
+  EXPECT_NEAR(SimulateRun(config_, cluster_, 2, 1)->update_seconds - free->update_seconds,
+              2 * 4 * 0.5 * parameters / 1e6, 0.01 * 4 * parameters / 1e6);
+  // In bf16 weights are half of that.
+  config_.runtime.device = Device::kCuda;
+  EXPECT_NEAR(SimulateRun(config_, cluster_, 2, 1)->update_seconds - free->update_seconds,
+              (4 + 2) * 0.5 * parameters / 1e6, 0.01 * 4 * parameters / 1e6);
+}
+
 // Stages as the config says, which with virtual stages are those of interleaved 1F1B.
 TEST_F(SimulateRunTest, StagesOfTheConfig) {
   const double alone = SimulateRun(config_, cluster_, 1, 1)->steps[0].busy[0].compute();
@@ -213,7 +231,7 @@ TEST_F(SimulateRunTest, Refusals) {
   EXPECT_THAT(std::string(SimulateRun(config_, cluster_, 2, 1).status().message()),
               HasSubstr("gather"));
   config_.parallel.attention = SoftmaxExchange::kGather;
-  config_.parallel.zero = ShardingStage::kOptimizer;
+  config_.parallel.zero = ShardingStage::kGradients;
   EXPECT_THAT(std::string(SimulateRun(config_, cluster_, 2, 1).status().message()),
               HasSubstr("parallel.zero"));
   config_.parallel.zero = ShardingStage::kNone;
