@@ -56,7 +56,7 @@ PassTime PassOf(const BaselineSetup& setup, const ClusterShape& cluster, const S
   double token_seconds = seconds(cost.tail) + seconds(cost.embedding);
   if (!forward) token_seconds += cost.head.forward + cost.head.backward;
   for (const SoftmaxLayerCost& layer : cost.layers) {
-    token_seconds += seconds(layer.pre) + seconds(layer.post);
+    token_seconds += seconds(layer.pre) + seconds(layer.post) + seconds(layer.others);
   }
   const auto layers = static_cast<double>(cost.layers.size());
   // A layer's attention is one piece, what is between two of them another.
@@ -131,6 +131,7 @@ std::vector<std::vector<int64_t>> PackBalanced(const BaselineSetup& setup, const
     for (const SoftmaxLayerCost& layer : stage.layers) {
       token += layer.pre;
       token += layer.post;
+      token += layer.others;
     }
   }
   const auto seconds = [&](int64_t length) {

@@ -53,9 +53,9 @@ class StepSimulation {
     const int chunks = pool_.num_chunks();
     const auto micro_batches = static_cast<int64_t>(cu_seqlens_.front().size());
     for (const PhaseTick& tick : SamePhaseTicks(setup_.pp, chunks, micro_batches)) {
-      chunk_of_.clear();
+      passes_.clear();
       for (int pp = 0; pp < setup_.pp; ++pp) {
-        chunk_of_.push_back(PassAt(tick, setup_.pp, chunks, micro_batches, pp).chunk);
+        passes_.push_back(PassAt(tick, setup_.pp, chunks, micro_batches, pp));
       }
       RunTick(tick);
     }
@@ -71,7 +71,7 @@ class StepSimulation {
  private:
   // The stage of the model that the rank has a pass through in this tick; of a rank without one,
   // its first.
-  int StageNumber(int pp) const { return chunk_of_[static_cast<size_t>(pp)] * setup_.pp + pp; }
+  int StageNumber(int pp) const { return passes_[static_cast<size_t>(pp)].chunk * setup_.pp + pp; }
   const StageCost& StageOf(size_t rank) const {
     const auto pp = static_cast<int>(rank) / setup_.owners_of_stage();
     return costs_.stages[static_cast<size_t>(StageNumber(pp))];
@@ -108,14 +108,36 @@ class StepSimulation {
     return end;
   }
 
-  // `seconds_of` a stage: of each token, all of a rank's pass at one go.
-  template <typename SecondsOf>
-  void Whole(const SecondsOf& seconds_of) {
+  // Of a token, what a stage computes before the `step`th softmax layer of a pass and after the one
+  // before it: whole, between nano-batches. Behind its last layer, to the end of the stage.
+  static double SecondsBetween(const StageCost& stage, PipelinePhase phase, size_t step) {
+    const size_t depth = stage.layers.size();
+    if (phase == PipelinePhase::kForward) {
+      return (step == 0 ? stage.embedding.forward : 0) +
+             (step < depth ? stage.layers[step].others.forward : stage.tail.forward);
+    }
+    return (step == 0 ? stage.head.forward + stage.head.backward + stage.tail.backward
+                      : stage.layers[depth - step].others.backward) +
+           (step == depth ? stage.embedding.backward : 0);
+  }
+
+  // Of the ranks that have done so many softmax layers.
+  void Between(PipelinePhase phase, size_t step) {
     for (size_t rank = 0; rank < static_cast<size_t>(setup_.num_owners()); ++rank) {
-      if (tokens_[rank] == 0) continue;
-      const double seconds = seconds_of(StageOf(rank));
+      const StageCost& stage = StageOf(rank);
+      if (tokens_[rank] == 0 || step > stage.layers.size()) continue;
+      const double seconds = SecondsBetween(stage, phase, step);
       if (seconds > 0) time_[rank] = Linear(rank, time_[rank], seconds, tokens_[rank], 0);
     }
+  }
+  bool HasBetween(PipelinePhase phase, size_t step) const {
+    for (int pp = 0; pp < setup_.pp; ++pp) {
+      const auto rank = static_cast<size_t>(pp * setup_.owners_of_stage());
+      const StageCost& stage = StageOf(rank);
+      const bool goes_on = passes_[static_cast<size_t>(pp)].exists() && step < stage.layers.size();
+      if (goes_on && SecondsBetween(stage, phase, step) > 0) return true;
+    }
+    return false;
   }
 
   void RunTick(const PhaseTick& tick) {
@@ -137,20 +159,16 @@ class StepSimulation {
     }
     RankTimes& arrival = forward ? forward_arrival_ : backward_arrival_;
     time_ = arrival;
-    // A stage of other layers alone has nothing but its tail.
-    Whole([forward](const StageCost& stage) {
-      const TokenSeconds tail = stage.layers.empty() ? stage.tail : TokenSeconds();
-      return forward ? stage.embedding.forward + tail.forward
-                     : stage.head.forward + stage.head.backward + tail.backward;
-    });
+    Between(tick.phase, 0);
     for (size_t step = 0; step < planned.layer_of.size();) {
-      const size_t first = step;
-      while (step < planned.layer_of.size() && planned.layer_of[step] == planned.layer_of[first]) {
+      const size_t first = step++;
+      while (step < planned.layer_of.size() && planned.layer_of[step] == planned.layer_of[first] &&
+             !HasBetween(tick.phase, step)) {
         ++step;
       }
       RunLayers(tick.phase, layers[static_cast<size_t>(planned.layer_of[first])], first, step);
+      Between(tick.phase, step);
     }
-    if (!forward) Whole([](const StageCost& stage) { return stage.embedding.backward; });
     SendToStage(forward ? +1 : -1, &arrival);
   }
 
@@ -165,8 +183,9 @@ class StepSimulation {
     return nanos;
   }
 
-  // Softmax layers [begin, end) of the tick, in which the same ranks take part, in the order of a
-  // rank. All that is under way is waited for before the first and after the last of them.
+  // Softmax layers [begin, end) of the tick, which follow one another and in which the same ranks
+  // take part, in the order of a rank. All that is under way is waited for before the first and
+  // after the last of them.
   void RunLayers(PipelinePhase phase, const Nanos& nanos, size_t begin, size_t end) {
     const size_t first = phase == PipelinePhase::kForward ? 0 : 1;
     const size_t second = 1 - first;
@@ -206,7 +225,6 @@ class StepSimulation {
         const size_t layer = stage.layers.size() - 1 - step;
         seconds = stage.layers[layer].post.backward;
         if (follows) seconds += stage.layers[layer + 1].pre.backward;
-        if (step == 0) seconds += stage.tail.backward;
       }
       const double unpacked = follows ? nano.unpacked[rank] : 0;
       const double end = Linear(rank, arrived_[n][rank], seconds, nano.tokens[rank], unpacked);
@@ -228,19 +246,14 @@ class StepSimulation {
     timeline_.Exchange(nano.giving_back, nano.return_rounds, times, &arrived_[n]);
   }
 
-  // What is left of the pass's first `end` layers, counted from the end backward; after all of
-  // them, to the end of the stage.
+  // What is left of the pass's first `end` layers, counted from the end backward.
   void AfterAttention(PipelinePhase phase, const NanoWork& nano, size_t n, size_t end) {
     for (size_t rank = 0; rank < num_ranks_; ++rank) {
       if (nano.tokens[rank] == 0) continue;
-      const StageCost& stage = StageOf(rank);
-      double seconds = 0;
-      if (phase == PipelinePhase::kForward) {
-        seconds = stage.layers[end - 1].post.forward;
-        if (end == stage.layers.size()) seconds += stage.tail.forward;
-      } else {
-        seconds = stage.layers[stage.layers.size() - end].pre.backward;
-      }
+      const std::vector<SoftmaxLayerCost>& layers = StageOf(rank).layers;
+      const double seconds = phase == PipelinePhase::kForward
+                                 ? layers[end - 1].post.forward
+                                 : layers[layers.size() - end].pre.backward;
       ready_[n][rank] =
           Linear(rank, arrived_[n][rank], seconds, nano.tokens[rank], nano.unpacked[rank]);
     }
@@ -281,8 +294,8 @@ class StepSimulation {
   SimTimeline timeline_;
   // When what a rank's next micro-batch begins with is there.
   RankTimes forward_arrival_, backward_arrival_;
-  // Of the tick: the chunk of each pipeline rank; tokens by rank; until when a rank is at work.
-  std::vector<int> chunk_of_;
+  // Of the tick: the passes of the pipeline ranks; tokens by rank; when a rank can go on.
+  std::vector<TickPass> passes_;
   std::vector<int64_t> tokens_;
   RankTimes time_;
   // By nano-batch: when what a rank waits for has arrived, and what it has is ready.

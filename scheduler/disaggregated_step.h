@@ -15,7 +15,9 @@
 // queries of it have keys in the first. Activations and their gradients go to the next stage when
 // both nano-batches are done; the head, forward and backward, begins the backward pass. Where the
 // chunks of a tick differ in their number of softmax layers, those with fewer are done earlier and
-// only serve; before the others go on, all that is under way is waited for, as in a run.
+// only serve; before the others go on, all that is under way is waited for, as in a run. Likewise
+// before other layers between softmax layers, which are computed whole (there in a stage that has
+// such ones; here in all).
 #pragma once
 
 #include <cstdint>

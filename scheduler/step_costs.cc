@@ -59,14 +59,15 @@ class Pricer {
   SoftmaxLayerCost Layer(const LayerShape& layer) const {
     const MeasuredRates& rates = cluster_.measured;
     if (rates.are_given()) {
-      return {{rates.pre_forward, rates.pre_backward}, {rates.post_forward, rates.post_backward}};
+      return {
+          {rates.pre_forward, rates.pre_backward}, {rates.post_forward, rates.post_backward}, {}};
     }
     const double projection = hidden_ * static_cast<double>(layer.projection_width);
     const double all = static_cast<double>(layer.num_matmul_parameters);
     const double mlp = 3 * hidden_ * static_cast<double>(layer.intermediate_size);
     const double core = IsPooled(layer) ? 0 : LocalCoreFlops(layer);
-    SoftmaxLayerCost cost = {Piece(projection, 0, kPreCollectives),
-                             Piece(all - projection, core, kPostCollectives)};
+    SoftmaxLayerCost cost = {
+        Piece(projection, 0, kPreCollectives), Piece(all - projection, core, kPostCollectives), {}};
     if (options_.recompute == RecomputePlan::kMlp) {
       cost.post.backward += Product(mlp) + collective_;
     } else if (options_.recompute == RecomputePlan::kLayer) {
@@ -112,7 +113,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
   const size_t stages = begin.size() - 1;
   for (size_t stage = 0; stage < stages; ++stage) {
     StageCost cost;
-    TokenSeconds before;  // of linear layers since the last softmax one
+    TokenSeconds before;  // of other layers since the last softmax one
     for (int64_t i = begin[stage]; i < begin[stage + 1]; ++i) {
       const LayerShape& layer = shape.layers[static_cast<size_t>(i)];
       SoftmaxLayerCost pieces = pricer.Layer(layer);
@@ -127,7 +128,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
         return absl::InvalidArgumentError("softmax layers differ in heads or head sizes");
       }
       pooled = &layer;
-      pieces.pre += before;
+      pieces.others = before;
       before = {};
       cost.layers.push_back(pieces);
     }

@@ -26,16 +26,16 @@ struct TokenSeconds {
   }
 };
 
-// A layer with softmax attention: what comes before core attention, layers of linear attention
-// since the one before included, and what comes after it.
+// A layer with softmax attention: what comes before core attention, and what comes after it.
 struct SoftmaxLayerCost {
   TokenSeconds pre;
   TokenSeconds post;
+  TokenSeconds others;  // layers of other attention between the softmax layer before and this one
 };
 
 struct StageCost {
   std::vector<SoftmaxLayerCost> layers;
-  TokenSeconds tail;       // linear layers after the last of them, or all if there is none
+  TokenSeconds tail;       // other layers after the last of them, or all if there is none
   TokenSeconds embedding;  // of the first stage: before its layers, and after them backward
   TokenSeconds head;       // of the last stage: both before its layers backward
 };

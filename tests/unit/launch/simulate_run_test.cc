@@ -97,17 +97,21 @@ TEST_F(SimulateRunTest, ServersComputeWhatTheRunsPlansSay) {
     MeshShape mesh;
     int virtual_stages = 1;
     std::vector<int64_t> layers_per_stage = {};
+    std::vector<LayerKind> pattern = {LayerKind::kSoftmax};
   };
-  for (const auto& [mesh, virtual_stages, layers] :
+  const std::vector<LayerKind> hybrid = {LayerKind::kLightning, LayerKind::kSoftmax};
+  for (const auto& [mesh, virtual_stages, layers, pattern] :
        {Layout{{1, 2, 1, 1}}, Layout{{2, 1, 1, 1}}, Layout{{2, 2, 1, 1}}, Layout{{1, 2, 2, 1}},
         Layout{{4, 1, 1, 1}}, Layout{{2, 1, 1, 1}, 2}, Layout{{2, 1, 2, 1}, 2},
-        Layout{{2, 1, 1, 1}, 1, {1, 3}}}) {
+        Layout{{2, 1, 1, 1}, 1, {1, 3}}, Layout{{2, 1, 1, 1}, 2, {}, hybrid},
+        Layout{{2, 2, 1, 1}, 1, {}, hybrid}}) {
     for (const PingPong ping_pong : {PingPong::kOff, PingPong::kOn}) {
       SCOPED_TRACE(testing::Message() << "pp " << mesh.pp << " dp " << mesh.dp << " cp " << mesh.cp
                                       << " virtual stages " << virtual_stages
                                       << (ping_pong == PingPong::kOn ? ", two halves" : ""));
       config_.parallel.virtual_stages = virtual_stages;
       config_.parallel.layers_per_stage = layers;
+      config_.model.layer_pattern = pattern;
       config_.parallel.mesh = mesh;
       config_.parallel.ping_pong = ping_pong;
       const auto run = SimulateRun(config_, cluster_, mesh.num_ranks(), 2);

@@ -33,7 +33,7 @@ ClusterShape Cluster(double bytes_per_second, double latency = 0) {
 StepCosts EqualCosts(int stages) {
   StepCosts costs;
   costs.stages.resize(static_cast<size_t>(stages));
-  for (StageCost& stage : costs.stages) stage.layers = {{{1. / 3, 2. / 3}, {1. / 3, 2. / 3}}};
+  for (StageCost& stage : costs.stages) stage.layers = {{{1. / 3, 2. / 3}, {1. / 3, 2. / 3}, {}}};
   costs.token_bytes = {.q = 1, .kv = 2, .out = 1, .lse = 0, .kv_gradient = 4};
   costs.stage_bytes = 1;
   costs.forward.cost = AttentionCost::PerPair(1. / 3);
@@ -154,9 +154,10 @@ TEST(SimulatedPipeline, IsTheTimetableOfItsSchedule) {
           stage.tail.backward + stage.embedding.backward + stage.head.forward + stage.head.backward;
       stage.layers.resize(static_cast<size_t>(draw(0, 3)));
       for (SoftmaxLayerCost& layer : stage.layers) {
-        layer = {{seconds(), seconds()}, {seconds(), seconds()}};
-        forward += layer.pre.forward + layer.post.forward;
-        backward += layer.pre.backward + layer.post.backward;
+        layer = {{seconds(), seconds()}, {seconds(), seconds()}, {}};
+        if (draw.OneIn(3)) layer.others = {seconds(), seconds()};
+        forward += layer.pre.forward + layer.post.forward + layer.others.forward;
+        backward += layer.pre.backward + layer.post.backward + layer.others.backward;
       }
       const auto layers = static_cast<double>(stage.layers.size());
       with_none += stage.layers.empty() ? 1 : 0;
@@ -219,8 +220,8 @@ TEST(SimulatedPipeline, WhereRanksLeaveTheOthersWait) {
   setup.split = SequenceSplit::kContiguous;
   StepCosts costs;
   costs.stages.resize(2);
-  costs.stages[0].layers.resize(2, {{1, 1}, {2, 2}});
-  costs.stages[1].layers.resize(1, {{1, 1}, {2, 2}});
+  costs.stages[0].layers.resize(2, {{1, 1}, {2, 2}, {}});
+  costs.stages[1].layers.resize(1, {{1, 1}, {2, 2}, {}});
   costs.stages[1].tail = {0.5, 0.5};
   costs.forward.cost = costs.backward.cost = AttentionCost::PerPair(4);
   const SimulatedStep step =
@@ -237,9 +238,10 @@ TEST(SimulatedPipeline, WhereRanksLeaveTheOthersWait) {
   // likewise.
   EXPECT_EQ(ends(0), (std::vector<double>{1,  5,  8,  12, 14, 15, 19, 21, 22, 26, 28,  //
                                           31, 35, 36, 38, 42, 43, 46, 50, 53, 57, 58}));
-  // Forward of 0 from 14 on, backward of it at once; forward of 1, done by rank 0 at 28, after
-  // that.
-  EXPECT_EQ(ends(1), (std::vector<double>{15, 19, 21.5, 24, 28, 29, 30, 34, 36.5, 39, 43, 44}));
+  // Forward of 0 from 14 on, with the tail behind it, backward of it at once; forward of 1, done by
+  // rank 0 at 28, after that.
+  EXPECT_EQ(ends(1), (std::vector<double>{15, 19, 21, 21.5, 22, 24, 28, 29,  //
+                                          30, 34, 36, 36.5, 37, 39, 43, 44}));
 }
 
 }  // namespace

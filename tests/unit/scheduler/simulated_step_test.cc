@@ -46,7 +46,7 @@ StepCosts Costs(int stages, int layers, double pre, double post, double pair) {
   StepCosts costs;
   costs.stages.resize(static_cast<size_t>(stages));
   for (StageCost& stage : costs.stages) {
-    stage.layers.resize(static_cast<size_t>(layers), {{pre, 2 * pre}, {post, 2 * post}});
+    stage.layers.resize(static_cast<size_t>(layers), {{pre, 2 * pre}, {post, 2 * post}, {}});
   }
   costs.token_bytes = {.q = 1, .kv = 2, .out = 1, .lse = 0, .kv_gradient = 4};
   costs.forward.cost = costs.backward.cost = AttentionCost::PerPair(pair);
@@ -140,8 +140,8 @@ TEST(DisaggregatedStep, OneRankIsTheSumOfItsWork) {
   const double pairs = 1000 * 1001 / 2 + 24 * 25 / 2 + 1024 * 1025 / 2;
   const double linear = 2048 * (3 * 9e-3 + 8e-3);
   // Forward and backward of 2 micro-batches: in each of 3 layers a piece before and one of
-  // attention, and one at the end, of both nano-batches.
-  EXPECT_NEAR(step.seconds, linear + 2 * 3 * pairs * 1e-5 + 2 * 2 * 2 * (3 + 3 + 1) * 0.5 + 7,
+  // attention, and one at the end, of both nano-batches, and the tail.
+  EXPECT_NEAR(step.seconds, linear + 2 * 3 * pairs * 1e-5 + 2 * 2 * (2 * (3 + 3 + 1) + 1) * 0.5 + 7,
               1e-9);
   EXPECT_NEAR(IdleShare(step), 7 / step.seconds, 1e-9);
 }
@@ -169,6 +169,38 @@ TEST(DisaggregatedStep, OrdersOfPieces) {
   EXPECT_EQ(pieces(PieceOrder::kStaggeredForward),
             "ppapapapap"
             "ppaappaapp");
+}
+
+// Layers of other attention are computed whole, when all nano-batches are done with the layer
+// before: 'o', as long as nothing else is.
+TEST(DisaggregatedStep, OtherLayersAreComputedWhole) {
+  DisaggregatedSetup setup;
+  StepCosts costs = Costs(1, 3, 1, 1, 1);
+  costs.stages[0].layers[2].others = {100, 200};
+  const auto pieces = [&](const StepCosts& of) {
+    const SimulatedStep step = SimulateDisaggregated(setup, Cluster(1), of, Deal({{256}}), true);
+    std::string text;
+    for (const SimSpan& span : step.spans) {
+      const bool is_other = span.end - span.start >= 256 * 99;
+      text += span.work == SimWork::kAttention ? 'a' : is_other ? 'o' : 'p';
+    }
+    return text;
+  };
+  // Attention of a pair takes too long to be told from it.
+  costs.forward.cost = costs.backward.cost = AttentionCost::PerPair(1e-3);
+  EXPECT_EQ(pieces(costs),
+            "ppaappaappoppaapp"
+            "ppaappoppaappaapp");
+  costs.stages[0].layers[0].others = costs.stages[0].tail = {100, 200};
+  EXPECT_EQ(pieces(costs),
+            "oppaappaappoppaappo"
+            "oppaappoppaappaappo");
+  // Embedding, head and the gradient of the embedding.
+  costs.stages[0].layers[0].others = costs.stages[0].layers[2].others = costs.stages[0].tail = {};
+  costs.stages[0].embedding = costs.stages[0].head = {100, 100};
+  EXPECT_EQ(pieces(costs),
+            "oppaappaappaapp"
+            "oppaappaappaappo");
 }
 
 // Attention hides what goes out in staggered order, and post and pre alone do in ping-pong order.

@@ -80,7 +80,7 @@ TEST(StepCosts, TensorParallelismDividesAndCommunicates) {
   EXPECT_GT(wide.stages[0].layers[0].pre.forward, 2 * 4096. * 15 / 8 / 50e9 / 2);
 }
 
-TEST(StepCosts, LinearLayersJoinTheirNeighbours) {
+TEST(StepCosts, LinearLayersBetweenSoftmaxLayers) {
   ModelConfig config = Llama3_8B();
   config.num_kv_heads = 0;
   config.layer_pattern = {LayerKind::kLightning, LayerKind::kSoftmax, LayerKind::kLightning,
@@ -90,7 +90,9 @@ TEST(StepCosts, LinearLayersJoinTheirNeighbours) {
   const StepCosts costs = *PriceStep(ShapeOf(config), Cluster(), options);
   ASSERT_EQ(costs.stages.size(), 2);
   EXPECT_EQ(costs.stages[0].layers.size(), 4);
-  EXPECT_GT(costs.stages[0].layers[0].pre.forward, 2 * kQkv / 500e12 * 2);
+  EXPECT_GT(costs.stages[0].layers[0].others.forward, 2 * kQkv / 500e12);
+  EXPECT_NEAR(costs.stages[0].layers[1].others.forward,
+              3 * costs.stages[0].layers[0].others.forward, 1e-7);
   // Two linear layers after the last softmax layer, and a head on the last stage alone.
   EXPECT_GT(costs.stages[0].tail.forward, 0);
   EXPECT_EQ(costs.stages[1].tail.forward, costs.stages[0].tail.forward);
@@ -128,6 +130,7 @@ TEST(StepCosts, StagesAsTheyAreCut) {
     for (const SoftmaxLayerCost& layer : stage.layers) {
       sum += layer.pre;
       sum += layer.post;
+      sum += layer.others;
     }
   }
   EXPECT_DOUBLE_EQ(sum.forward, 32 * 11);

@@ -89,8 +89,11 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     costs.stages.resize(static_cast<size_t>(setup.pp * chunks));
     for (StageCost& stage : costs.stages) {
       const int64_t count = is_even ? layers : draw(0, 3);
-      stage.layers.resize(static_cast<size_t>(count), {{1, 2}, {3, 4}});
+      stage.layers.resize(static_cast<size_t>(count), {{1, 2}, {3, 4}, {}});
       stage.tail = {5, 6};
+      for (SoftmaxLayerCost& layer : stage.layers) {
+        if (draw.OneIn(3)) layer.others = {7, 8};
+      }
     }
     costs.token_bytes = {.q = 1, .kv = 2, .out = 1, .lse = 1, .kv_gradient = 4};
     costs.forward.cost = AttentionCost::PerPair(1);
@@ -138,6 +141,13 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
     // And activations, and their gradients, from stage to stage: once each for every stage but one.
     // What a rank computes beside attention is that of its stages.
     std::vector<double> linear(expected.size(), 0);
+    const auto seconds_of = [](const StageCost& stage) {
+      double sum = 5 + 6;
+      for (const SoftmaxLayerCost& layer : stage.layers) {
+        sum += 1 + 2 + 3 + 4 + layer.others.forward + layer.others.backward;
+      }
+      return sum;
+    };
     for (const auto& replica : documents) {
       const auto dp = static_cast<int>(&replica - documents.data());
       for (const std::vector<int64_t>& cu_seqlens : replica) {
@@ -150,8 +160,7 @@ TEST(TickPlan, IsWhatTheSimulatorRuns) {
           for (size_t s = 0; s < costs.stages.size(); ++s) {
             const int at = shape.RankOf(static_cast<int>(s) % setup.pp, dp, cp);
             linear[static_cast<size_t>(at)] +=
-                static_cast<double>(rows[0] + rows[1]) *
-                (11 + 10 * static_cast<double>(costs.stages[s].layers.size()));
+                static_cast<double>(rows[0] + rows[1]) * seconds_of(costs.stages[s]);
           }
         }
       }
