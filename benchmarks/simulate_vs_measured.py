@@ -49,13 +49,16 @@ def grid_lengths(longest):
 
 
 def cases(ranks):
-    pooled = "parallel.attention=disaggregated"
+    pooled, chunks = "parallel.attention=disaggregated", "parallel.virtual_stages=2"
     return [("data parallel", [f"parallel.dp={ranks}"]),
             ("cp, gather", [f"parallel.cp={ranks}"]),
+            ("dp, ZeRO 1", [f"parallel.dp={ranks}", "parallel.zero=1"]),
             ("dp, disaggregated", [f"parallel.dp={ranks}", pooled]),
             ("dp, disaggregated, serial", [f"parallel.dp={ranks}", pooled, "parallel.ping_pong=serial"]),
             ("pp, 1F1B", [f"parallel.pp={ranks}"]),
-            ("pp, disaggregated", [f"parallel.pp={ranks}", pooled])]
+            ("pp, disaggregated", [f"parallel.pp={ranks}", pooled]),
+            ("pp, 2 virtual stages", [f"parallel.pp={ranks}", chunks]),
+            ("pp, 2 virtual stages, disaggregated", [f"parallel.pp={ranks}", chunks, pooled])]
 
 
 class Host:
@@ -353,7 +356,7 @@ def main():
               f"{options.steps} steps, medians of {options.rounds} rounds; others took "
               f"{100 * statistics.mean(host.disturbed):.0f} % of the cores' time on average, "
               f"{100 * max(host.disturbed):.0f} % at most")
-        print(f"{'tokens':>7} {'case':26} {'predicted ms':>13} {'measured ms':>12} {'ratio':>6}")
+        print(f"{'tokens':>7} {'case':36} {'predicted ms':>13} {'measured ms':>12} {'ratio':>6}")
         table = []
         for context, name, parallel in wanted:
             predicted = host.predict(cluster, context, parallel)
@@ -362,7 +365,7 @@ def main():
             real = statistics.mean(steps)
             table.append({"context": context, "case": name, "predicted_s": ours, "measured_s": real,
                           "steps": predicted, "measured_steps_s": measured[(context, name)]})
-            print(f"{context:7} {name:26} {ours * 1e3:13.1f} {real * 1e3:12.1f} {ours / real:6.3f}")
+            print(f"{context:7} {name:36} {ours * 1e3:13.1f} {real * 1e3:12.1f} {ours / real:6.3f}")
         if options.keep:
             with open(os.path.join(keep, "figures.json"), "w", encoding="utf-8") as file:
                 json.dump({"options": vars(options), "terms": terms, "cases": table}, file, indent=1)
