@@ -10,7 +10,7 @@ namespace evenkeel {
 namespace {
 
 // Times that shares are scaled to what their ranges really cost.
-constexpr int kScalings = 8;
+constexpr int kScalings = 16;
 // Moves of shards after that, at most, a rank.
 constexpr size_t kMovesPerRank = 16;
 // Servers that a move's other end is chosen from.

@@ -1,4 +1,4 @@
-// The last third of PlanDisaggregation: shares become ranges of queries, and where these miss the
+// The last part of PlanDisaggregation: shares become ranges of queries, and where these miss the
 // bounds, because shards are coarse or a measured cost does not add up, shards move. Pure and
 // deterministic.
 #pragma once

@@ -8,14 +8,16 @@
 namespace evenkeel {
 namespace {
 
-// Shares and pieces to look at, a rank: what bounds the search's time, to about 10 us a rank.
-constexpr int64_t kEffort = 1000, kEffortOfOne = 8;
+// Shares and pieces to look at, a rank: what bounds the search's time, to about 6 us a rank.
+constexpr int64_t kEffort = 600, kEffortOfOne = 8;
 // Of what is bad about the documents at hand.
 constexpr double kLeastGain = 1e-4;
 // Of a share: less than this is none.
 constexpr double kRounding = 1e-6;
 // Servers of a document that may leave it in a step: those with the smallest shares.
 constexpr size_t kMostLeaving = 3;
+// How far apart what is sent and received may be: each is lowered for itself.
+constexpr double kApart = 1e9;
 constexpr int32_t kNone = -1;  // in place of a document that is no longer kept
 
 class Search {
@@ -43,7 +45,7 @@ class Search {
     for (size_t i = 0; i < kept_.size(); ++i) {
       kept_of_[static_cast<size_t>(kept_[i].owner)].push_back(i);
     }
-    traffic_.SetScale();
+    traffic_.SetScale(kApart);
     for (bool better = true; better && effort_ > 0;) {
       better = false;
       for (const size_t d : HottestFirst()) {

@@ -1,5 +1,5 @@
 // Where in a document each of its servers computes its share, and who takes part in which document:
-// the second half of PlanDisaggregation. A local search that lowers the bytes of the busiest ranks
+// the second part of PlanDisaggregation. A local search that lowers the bytes of the busiest ranks
 // while the servers' seconds stay about as they are. Pure and deterministic.
 #pragma once
 

@@ -1,5 +1,6 @@
-// How much of which document every server computes: the first half of PlanDisaggregation. Where in
-// the document, the second half decides (scheduler/attention_order.h). Pure and deterministic.
+// How much of which document every server computes: what PlanDisaggregation begins with. Where in
+// the document, the searches after it decide (scheduler/attention_search.h). Pure and
+// deterministic.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ struct DocumentShare {
 // A document that is computed elsewhere than it lies, or by several.
 struct SharedDocument {
   int32_t document = 0;
-  std::vector<DocumentShare> shares;  // in the order of the queries; one a server
+  // In the order of the queries. One a server, until ExchangeShares gives it several.
+  std::vector<DocumentShare> shares;
 };
 
 // A small document that its owner computes.

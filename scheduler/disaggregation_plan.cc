@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "scheduler/attention_balance.h"
+#include "scheduler/attention_exchange.h"
 #include "scheduler/attention_search.h"
 #include "scheduler/attention_shares.h"
 
@@ -12,7 +13,7 @@ namespace {
 
 // Of the tolerance, what shares use at first and what the search may use; the rest is left to
 // shards being coarse.
-constexpr double kOfTolerance = 0.6, kOfToleranceInSearch = 0.85;
+constexpr double kOfTolerance = 0.6, kOfToleranceInSearch = 0.8;
 
 // Sorts tasks, and joins those of a document that touch on a server.
 void Normalize(std::vector<ServerTask>* tasks) {
@@ -60,6 +61,7 @@ DisaggregationPlan PlanDisaggregation(const AttentionPool& pool, const Attention
                                       const DisaggregationOptions& options) {
   SharedWork work = ShareDocuments(pool, cost, kOfTolerance * options.tolerance);
   LowerTraffic(pool, options.shard_tokens, kOfToleranceInSearch * options.tolerance, &work);
+  ExchangeShares(pool, options.shard_tokens, kOfToleranceInSearch * options.tolerance, &work);
   return PlanOf(pool, cost, CutToTasks(pool, cost, options, std::move(work)));
 }
 

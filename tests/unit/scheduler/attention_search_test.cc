@@ -1,6 +1,5 @@
-// The two halves before tasks are cut: who computes how much of what, and the search that lowers
-// the traffic of that. Seconds are counted again, and the search's measure against the plan's
-// links.
+// What comes before tasks are cut: who computes how much of what, and the searches that lower the
+// traffic of that. Seconds are counted again, and the searches' measure against the plan's links.
 #include "scheduler/attention_search.h"
 
 #include <gtest/gtest.h>
@@ -9,6 +8,7 @@
 #include <map>
 #include <random>
 
+#include "scheduler/attention_exchange.h"
 #include "scheduler/attention_traffic.h"
 #include "scheduler/disaggregation_plan.h"
 #include "scheduler/document_placement.h"
@@ -38,8 +38,9 @@ AttentionPool RandomPool(uint64_t seed) {
   return pool;
 }
 
-// Every document has all its seconds, a server once, and loads are what they are said to be.
-void ExpectWork(const AttentionPool& pool, const SharedWork& work) {
+// Every document has all its seconds, a server once or at least not next to itself, and loads are
+// what they are said to be.
+void ExpectWork(const AttentionPool& pool, const SharedWork& work, bool a_server_once = true) {
   std::map<int32_t, double> seconds;
   std::vector<double> load(static_cast<size_t>(pool.num_ranks), 0);
   for (const KeptDocument& kept : work.kept) {
@@ -57,7 +58,7 @@ void ExpectWork(const AttentionPool& pool, const SharedWork& work) {
       load[static_cast<size_t>(share.server)] += share.seconds;
       servers.push_back(share.server);
     }
-    std::sort(servers.begin(), servers.end());
+    if (a_server_once) std::sort(servers.begin(), servers.end());
     EXPECT_EQ(std::adjacent_find(servers.begin(), servers.end()), servers.end());
   }
   for (size_t d = 0; d < pool.documents.size(); ++d) {
@@ -76,24 +77,65 @@ double Busiest(const AttentionPool& pool, const AttentionTraffic& traffic) {
   return most;
 }
 
+AttentionTraffic TrafficOf(const AttentionPool& pool, const SharedWork& work) {
+  AttentionTraffic traffic(pool, kShard);
+  for (const SharedDocument& shared : work.documents) traffic.Add(shared);
+  return traffic;
+}
+
+void ExpectLoads(const AttentionPool& pool, const SharedWork& work, double tolerance) {
+  for (size_t s = 0; s < work.load.size(); ++s) {
+    EXPECT_LE(work.load[s], work.mean * pool.speed[s] * (1 + tolerance + 1e-7));
+    EXPECT_GE(work.load[s], work.mean * pool.speed[s] / (1 + tolerance + 1e-7));
+  }
+}
+
 TEST(LowerTraffic, MovesNoWorkOutOfBounds) {
   for (uint64_t seed = 1; seed <= 60; ++seed) {
     const AttentionPool pool = RandomPool(seed);
     SharedWork work = ShareDocuments(pool, AttentionCost::PerPair(1), 0.03);
     ExpectWork(pool, work);
-    AttentionTraffic before(pool, kShard);
-    for (const SharedDocument& shared : work.documents) before.Add(shared);
+    const double before = Busiest(pool, TrafficOf(pool, work));
     LowerTraffic(pool, kShard, 0.05, &work);
     ExpectWork(pool, work);
-    for (size_t s = 0; s < work.load.size(); ++s) {
-      EXPECT_LE(work.load[s], work.mean * pool.speed[s] * 1.0500001);
-      EXPECT_GE(work.load[s], work.mean * pool.speed[s] / 1.0500001);
-    }
-    AttentionTraffic after(pool, kShard);
-    for (const SharedDocument& shared : work.documents) after.Add(shared);
-    EXPECT_LE(Busiest(pool, after), 1.05 * Busiest(pool, before));
+    ExpectLoads(pool, work, 0.05);
+    EXPECT_LE(Busiest(pool, TrafficOf(pool, work)), 1.05 * before);
     if (HasFailure()) FAIL() << "seed " << seed;
   }
+}
+
+TEST(ExchangeShares, LowersTheBusiestWithinBounds) {
+  double before = 0, after = 0;
+  int several = 0;  // documents of which a server has several shares
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    const AttentionPool pool = RandomPool(seed);
+    SharedWork work = ShareDocuments(pool, AttentionCost::PerPair(1), 0.03);
+    LowerTraffic(pool, kShard, 0.05, &work);
+    const double busiest = Busiest(pool, TrafficOf(pool, work));
+    SharedWork again = work;
+    ExchangeShares(pool, kShard, 0.05, &work);
+    ExpectWork(pool, work, false);
+    ExpectLoads(pool, work, 0.05);
+    before += busiest;
+    after += Busiest(pool, TrafficOf(pool, work));
+    // The sum over ranks falls, of which the busiest is nearly all.
+    EXPECT_LE(Busiest(pool, TrafficOf(pool, work)), 1.1 * busiest);
+    ExchangeShares(pool, kShard, 0.05, &again);
+    ASSERT_EQ(again.documents.size(), work.documents.size());
+    for (size_t d = 0; d < work.documents.size(); ++d) {
+      const auto& shares = work.documents[d].shares;
+      ASSERT_EQ(again.documents[d].shares.size(), shares.size());
+      std::map<int32_t, int> count;
+      for (size_t i = 0; i < shares.size(); ++i) {
+        EXPECT_EQ(again.documents[d].shares[i].server, shares[i].server);
+        EXPECT_EQ(again.documents[d].shares[i].seconds, shares[i].seconds);
+        several += ++count[shares[i].server] == 2 ? 1 : 0;
+      }
+    }
+    if (HasFailure()) FAIL() << "seed " << seed;
+  }
+  EXPECT_LT(after, 0.96 * before);
+  EXPECT_GT(several, 60);
 }
 
 TEST(AttentionTraffic, CountsWhatLinksCount) {
@@ -101,6 +143,7 @@ TEST(AttentionTraffic, CountsWhatLinksCount) {
     const AttentionPool pool = RandomPool(seed);
     SharedWork work = ShareDocuments(pool, AttentionCost::PerPair(1), 0.03);
     LowerTraffic(pool, kShard, 0.05, &work);
+    ExchangeShares(pool, kShard, 0.05, &work);
     AttentionTraffic traffic(pool, kShard);
     std::vector<ServerTask> tasks;
     for (const SharedDocument& shared : work.documents) {
@@ -117,7 +160,8 @@ TEST(AttentionTraffic, CountsWhatLinksCount) {
       }
     }
     std::sort(tasks.begin(), tasks.end(), [](const ServerTask& a, const ServerTask& b) {
-      return a.server != b.server ? a.server < b.server : a.document < b.document;
+      if (a.server != b.server) return a.server < b.server;
+      return a.document != b.document ? a.document < b.document : a.q_begin < b.q_begin;
     });
     std::vector<int64_t> send(static_cast<size_t>(pool.num_ranks), 0), recv = send;
     for (const AttentionLink& link : LinksOf(pool, tasks)) {
