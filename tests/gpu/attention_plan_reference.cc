@@ -135,8 +135,9 @@ struct KeyRunWork {
   int64_t first_tile;
   int64_t num_tiles;
   int64_t rows;  // of queries, summed over the tiles
-  // Tiles at work at the same time that need not wait for one another: a contribution to dQ follows
-  // the one before it after a good half of a step, so as many as each takes steps.
+  // Tiles to work on at the same time. Each follows the one before it in every query tile, so it is
+  // idle for some steps at its beginning: an eighth of the steps that each takes, but 8 where there
+  // are as many, measured fastest (docs/kernels.md).
   int64_t at_once;
   int64_t progress;  // while the run is merged with others
 };
@@ -215,7 +216,7 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAtte
     int64_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weights[run.first_tile + i];
     const int64_t steps = CeilDiv(sum, count * tiling.backward_queries) * group;
-    work.push_back({run.first_tile, count, sum, std::min(count, steps), 0});
+    work.push_back({run.first_tile, count, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)}), 0});
   }
   return OrderKeyTiles(tiles, work);
 }

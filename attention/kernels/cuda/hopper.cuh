@@ -60,12 +60,6 @@ __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// By a whole warp, that has read or written what the barrier guards: one arrival.
-__device__ __forceinline__ void ArriveOfWarp(uint32_t barrier, int lane) {
-  __syncwarp();
-  if (lane == 0) Arrive(barrier);
-}
-
 // Waits until the phase of this parity has completed.
 __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t parity) {
   asm volatile(

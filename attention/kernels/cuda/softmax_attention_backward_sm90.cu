@@ -48,9 +48,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   tiles.delta = tiles.lse + Shape::kQueryStages * Shape::kRowBytes;
   tiles.dq = tiles.delta + Shape::kDoutStages * Shape::kRowBytes;
   if (threadIdx.x == 0) {
-    // Arrivals in warps. By gradient one warpgroup of two makes dP; else two own keys and a third
+    // Arrivals of threads. By gradient one warpgroup of two makes dP; else two own keys and a third
     // makes dQ.
-    constexpr int kUseKeys = Shape::kByGradient ? 8 : 12, kUseValues = Shape::kByGradient ? 4 : 8;
+    constexpr int kUseKeys = Shape::kByGradient ? 256 : 384,
+                  kUseValues = Shape::kByGradient ? 128 : 256;
     InitBarrier(SharedAddress(&b.v_full), 1);
     InitBarrier(SharedAddress(&b.v_empty), kUseValues);
     for (int i = 0; i < Shape::kQueryStages; ++i) {
@@ -59,15 +60,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
     for (int i = 0; i < 2; ++i) {
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
-      InitBarrier(SharedAddress(&b.ds_full[i]), 8);
-      InitBarrier(SharedAddress(&b.ds_empty[i]), 4);
+      InitBarrier(SharedAddress(&b.ds_full[i]), 256);
+      InitBarrier(SharedAddress(&b.ds_empty[i]), 128);
       InitBarrier(SharedAddress(&b.do_full[i]), 1);
       InitBarrier(SharedAddress(&b.k_empty[i]), kUseKeys);
-      InitBarrier(SharedAddress(&b.do_empty[i]), 8);
+      InitBarrier(SharedAddress(&b.do_empty[i]), 256);
     }
     for (int i = 0; i < 4; ++i) {
       InitBarrier(SharedAddress(&b.dq_named[i]), 1);
-      InitBarrier(SharedAddress(&b.dq_full[i]), 4);
+      InitBarrier(SharedAddress(&b.dq_full[i]), 128);
     }
     for (int i = 0; i < 3; ++i) InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
     FenceSharedForAsync();

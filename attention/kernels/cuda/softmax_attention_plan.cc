@@ -35,8 +35,9 @@ struct QueryCut {
 struct KeyRunWork {
   KeyRun run;
   int64_t rows;  // of queries, summed over the tiles
-  // Tiles at work at the same time that need not wait for one another: a contribution to dQ follows
-  // the one before it after a good half of a step, so as many as each takes steps.
+  // Tiles to work on at the same time. Each follows the one before it in every query tile, so it is
+  // idle for some steps at its beginning: an eighth of the steps that each takes, but 8 where there
+  // are as many, measured fastest (docs/kernels.md).
   int64_t at_once;
 };
 
@@ -204,7 +205,7 @@ void FindKeyRuns(PlannedTask* tasks, int32_t num_tasks, const SoftmaxAttentionTi
     }
     const int64_t count = run.num_tiles;
     const int64_t steps = CeilDiv<int64_t>(sum, count * tiling.backward_queries) * group;
-    runs.push_back({run, sum, std::min(count, steps)});
+    runs.push_back({run, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)})});
   }
 }
 

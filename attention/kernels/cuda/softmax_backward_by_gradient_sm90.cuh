@@ -61,7 +61,7 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int first_key = thread / 32 * 16 + lane / 4;  // and the one 8 further
   const float scale = p.scale * kLog2E;
-  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
+  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
   RingPlace<2> place;
   RingPlace<Shape::kFirstPlaces> piece_place;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void ConsumeForValues(const SoftmaxBackwardParams& pa
     const int at = piece_place.stage;
     WaitBarrier(SharedAddress(&b.dq_empty[at]), piece_place.parity ^ 1);
     LeaveQueryGradient<Shape>(piece, tiles, at, thread);
-    ArriveOfWarp(SharedAddress(&b.dq_full[at]), lane);
+    Arrive(SharedAddress(&b.dq_full[at]));
     piece_place.Advance();
   };
   for (uint32_t round = 0;; ++round) {  // over key tiles
@@ -150,7 +150,7 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
   const SoftmaxForwardParams& p = params.forward;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int first_key = thread / 32 * 16 + lane / 4;
-  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
+  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
   RingPlace<2> place;
   RingPlace<Shape::kPlaces - Shape::kFirstPlaces> piece_place;
@@ -158,7 +158,7 @@ __device__ __forceinline__ void ConsumeForKeys(const SoftmaxBackwardParams& para
     const int at = Shape::kFirstPlaces + piece_place.stage;
     WaitBarrier(SharedAddress(&b.dq_empty[at]), piece_place.parity ^ 1);
     LeaveQueryGradient<Shape>(piece, tiles, at, thread);
-    ArriveOfWarp(SharedAddress(&b.dq_full[at]), lane);
+    Arrive(SharedAddress(&b.dq_full[at]));
     piece_place.Advance();
   };
   for (uint32_t round = 0;; ++round) {

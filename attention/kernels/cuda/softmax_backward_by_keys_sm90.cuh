@@ -40,7 +40,8 @@ __device__ __forceinline__ void ConsumeForOwnKeys(const SoftmaxBackwardParams& p
   // Where the lane's row of four 8 x 8 matrices of dS^T goes.
   const int matrix_row = owner * 64 + warp * 16 + lane % 16, matrix_column = lane / 16 * 8;
   const float scale = p.scale * kLog2E;
-  const auto release = [&](uint64_t& barrier) { ArriveOfWarp(SharedAddress(&barrier), lane); };
+  // Every thread arrives: lse, delta and the step were read by ordinary loads.
+  const auto release = [&](uint64_t& barrier) { Arrive(SharedAddress(&barrier)); };
 
   RingPlace<Shape::kQueryStages> q_place;
   RingPlace<2> place;                   // of dO
@@ -135,14 +136,14 @@ __device__ __forceinline__ void ConsumeForQueries(BackwardBarriers& b, const Bac
                                                   const BackwardStep* steps,
                                                   Contribution* contributions) {
   constexpr int kKeys = Shape::kKeys;
-  const int thread = threadIdx.x % 128, lane = thread % 32;
+  const int thread = threadIdx.x % 128;
   uint32_t round = 0;
   RingPlace<Shape::kQueryStages> q_place;
   for (RingPlace<2> place;; place.Advance(), q_place.Advance()) {
     WaitBarrier(SharedAddress(&b.q_full[q_place.stage]), q_place.parity);
     const int tile = steps[q_place.stage].tile, turn = steps[q_place.stage].turn;
     const bool last = steps[q_place.stage].last;
-    ArriveOfWarp(SharedAddress(&b.q_empty[q_place.stage]), lane);
+    Arrive(SharedAddress(&b.q_empty[q_place.stage]));
     const uint32_t step_parity = place.stage;
     if (tile < 0) {
       if (thread == 0) {
@@ -166,12 +167,12 @@ __device__ __forceinline__ void ConsumeForQueries(BackwardBarriers& b, const Bac
                                 ds_tile + (Shape::kHeadDim == 128 ? 0 : piece * kKeys * 128));
       WgmmaWait<0>();
       if (piece == 1) {
-        ArriveOfWarp(SharedAddress(&b.ds_empty[ds_place.stage]), lane);
-        if (last) ArriveOfWarp(SharedAddress(&b.k_empty[round % 2]), lane);
+        Arrive(SharedAddress(&b.ds_empty[ds_place.stage]));
+        if (last) Arrive(SharedAddress(&b.k_empty[round % 2]));
       }
       WaitBarrier(SharedAddress(&b.dq_empty[piece]), step_parity ^ 1);
       LeaveQueryGradient<Shape>(dq, tiles, piece, thread);
-      ArriveOfWarp(SharedAddress(&b.dq_full[piece * 2 + place.stage]), lane);
+      Arrive(SharedAddress(&b.dq_full[piece * 2 + place.stage]));
     }
     if (last) ++round;
   }

@@ -34,7 +34,7 @@ struct Sm90BackwardShape {
   static constexpr int kPieceBytes = kPieceFloats * 4;
   static constexpr int kPieces = kTileFloats / kPieceFloats / 2;
   // Stages of shared memory: of Q also of lse and the notes of a step.
-  static constexpr int kQueryStages = kByGradient ? 2 : 3;
+  static constexpr int kQueryStages = kDim == 128 ? 3 : 2;
   static constexpr int kKeyStages = kByGradient ? 1 : 2;
   static constexpr int kDoutStages = kByGradient ? 1 : 2;               // and of delta
   static constexpr int kScoreStages = kDim == 64 ? 2 : 1;               // of dS^T
