@@ -216,7 +216,8 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAtte
     int64_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weights[run.first_tile + i];
     const int64_t steps = CeilDiv(sum, count * tiling.backward_queries) * group;
-    work.push_back({run.first_tile, count, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)}), 0});
+    work.push_back(
+        {run.first_tile, count, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)}), 0});
   }
   return OrderKeyTiles(tiles, work);
 }
