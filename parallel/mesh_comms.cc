@@ -88,7 +88,10 @@ absl::StatusOr<std::unique_ptr<MeshComms>> MeshComms::Create(Communicator& world
   if (options.pools_attention) {
     comms->is_dedicated_ = false;  // is on this one
     EK_ASSIGN_OR_RETURN(comms->pool_, comms->Divide(world, at.tp, world.rank(), "pool"));
-    if (comms->pool_ != nullptr) comms->pool_comm_ = comms->comms_.back().get();
+    if (comms->pool_ != nullptr) {
+      comms->pool_comm_ = comms->comms_.back().get();
+      EK_RETURN_IF_ERROR(comms->pool_comm_->ConnectPairs());  // each plan sends between others
+    }
   }
   comms->log_.ClearVolumes();
   return comms;
@@ -107,6 +110,7 @@ absl::Status MeshComms::RemakePool(Communicator& world, absl::Span<const int> se
   // Those of before stay: the program may still read or write where their calls were interrupted.
   comms_.push_back(std::move(pool));
   pool_comm_ = comms_.back().get();
+  EK_RETURN_IF_ERROR(pool_comm_->ConnectPairs());
   all_axes_.push_back(std::make_unique<AxisComm>(*pool_comm_, "pool", log_));
   pool_ = all_axes_.back().get();
   return absl::OkStatus();

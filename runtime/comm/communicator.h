@@ -143,6 +143,10 @@ class Communicator {
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key,
                                                               const std::string& name) = 0;
 
+  // Makes the connections between all pairs of ranks now, which a backend else makes when the first
+  // message of a pair needs one, in the middle of a step. All ranks call it; blocks.
+  virtual absl::Status ConnectPairs() { return absl::OkStatus(); }
+
   // Makes a group of `ranks` of this one, in ascending order, this rank among them; all of them
   // call it, and need none of the others, who may be gone. What calls that were interrupted had
   // under way between these ranks is over when it returns.

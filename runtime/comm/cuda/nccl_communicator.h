@@ -40,6 +40,7 @@ class NcclCommunicator : public Communicator {
                                                       const std::string& name) override;
   absl::StatusOr<std::unique_ptr<Communicator>> MakeGroup(absl::Span<const int> ranks,
                                                           const std::string& name) override;
+  absl::Status ConnectPairs() override;
   absl::StatusOr<bool> UsePeerCopies() override {
     return UsePeerCopies(kPeerWindowBytes / kPeerSlots);
   }

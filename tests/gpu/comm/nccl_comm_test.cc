@@ -245,6 +245,16 @@ TEST_F(NcclCollectives, MessagesOfSomeRanksOnly) {
   EXPECT_EQ(other.Download(), Values<double>(5000, peer));
 }
 
+TEST_F(NcclCollectives, MessagesAfterAllPairsAreConnected) {
+  ASSERT_TRUE(nccl().ConnectPairs().ok());
+  const TwinTensor<double> mine(Values<double>(100, rank()));
+  const TwinTensor<double> other(std::vector<double>(100, 0.0));
+  const int next = (rank() + 1) % size(), previous = (rank() + size() - 1) % size();
+  ASSERT_TRUE(nccl().SendRecv({{next, mine.device()}}, {{previous, other.device()}}, "on").ok());
+  Synchronize();
+  EXPECT_EQ(other.Download(), Values<double>(100, previous));
+}
+
 TEST_F(NcclCollectives, SplitByColorAndKey) {
   // Even and odd ranks, each in reverse order.
   auto part = nccl().Split(rank() % 2, -rank(), rank() % 2 == 0 ? "even" : "odd");
