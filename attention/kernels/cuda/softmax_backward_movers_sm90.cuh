@@ -46,6 +46,8 @@ struct Sm90BackwardShape {
       1024 + (kKeyStages + 1) * kKeyBytes + kQueryStages * kQueryBytes + kDoutStages * kQueryBytes +
       kScoreStages * kScoreBytes + kExchangeBytes + (kQueryStages + kDoutStages) * kRowBytes +
       kPlaces * kPieceBytes;
+  // Of 227 KB barriers and notes take some.
+  static_assert(kSharedBytes + 640 <= 227 * 1024);
 };
 
 struct BackwardTensorMaps {
