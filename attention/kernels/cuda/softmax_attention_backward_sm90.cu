@@ -3,9 +3,10 @@
 // other, in the order of the plan. What the warpgroups that multiply do is in
 // softmax_backward_by_keys_sm90.cuh and, at head size 256, softmax_backward_by_gradient_sm90.cuh.
 // The warps of one more warpgroup move data: the first feeds Q, dO, lse and delta by bulk copies,
-// two stages ahead, and the next tile's keys while the last queries of this one are worked on; the
-// next two add a half of dQ each to memory, by bulk reductions, in turn. (Additions by the threads
-// that multiply cost a sixth of the time: they wait while their stores are accepted.)
+// as far ahead as there are stages, and the next tile's keys while the last queries of this one are
+// worked on; the next two add dQ to memory, by bulk reductions, each sum in its turn
+// (softmax_backward_adders_sm90.cuh). (Additions by the threads that multiply cost a sixth of the
+// time: they wait while their stores are accepted.)
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -37,6 +38,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __shared__ BackwardStep steps[Shape::kQueryStages];
   __shared__ BackwardKeys notes[kKeyNotes];
   __shared__ Contribution contributions[4];
+  static_assert(
+      Shape::kSharedBytes + sizeof(b) + sizeof(steps) + sizeof(notes) + sizeof(contributions) <=
+          kMostSharedBytes,
+      "a block would not start");
   BackwardTiles tiles;
   tiles.k = (SharedAddress(shared) + 1023) / 1024 * 1024;
   tiles.v = tiles.k + Shape::kKeyStages * Shape::kKeyBytes;
@@ -71,7 +76,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       InitBarrier(SharedAddress(&b.dq_full[i]), 128);
     }
     for (int i = 0; i < 3; ++i) InitBarrier(SharedAddress(&b.dq_empty[i]), 1);
-    FenceSharedForAsync();
     FenceSharedForAsync();
   }
   __syncthreads();

@@ -1,9 +1,8 @@
 // The warpgroups that multiply in the Hopper backward pass at head size 256. dK and dV of a tile of
 // 64 keys are 128 KB in float32, half of a multiprocessor's registers, so one warpgroup owns dV and
 // the other dK, 128 registers a thread each, and each computes what its own gradient is made from:
-//   the first   S^T = K Q^T,   P^T = exp(scale S^T - lse)     dV += P^T dO    dQ, columns 0 to 127
-//   the second  dP^T = V dO^T, dS^T = P^T (dP^T - delta)      dK += dS^T Q    dQ, columns 128 to
-//   255
+//   the first   S^T = K Q^T,   P^T = exp(scale S^T - lse)   dV += P^T dO   dQ, columns 0 to 127
+//   the second  dP^T = V dO^T, dS^T = P^T (dP^T - delta)    dK += dS^T Q   dQ, columns 128 to 255
 // P^T and dS^T stay in registers as left operands. P^T goes to the second warpgroup through shared
 // memory, thread by thread, in bf16, the very numbers that dV is made from; dS^T goes there for dQ.
 //

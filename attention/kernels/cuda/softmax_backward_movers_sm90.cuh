@@ -1,6 +1,6 @@
 // Shared memory of a block of the Hopper backward pass (softmax_attention_backward_sm90.cu), and
-// the warps that move data through it: one feeds keys and queries to those that multiply, two add
-// what these leave of dQ to memory.
+// the warp that feeds keys and queries through it to those that multiply. What these leave of dQ
+// others add to memory: softmax_backward_adders_sm90.cuh.
 #pragma once
 
 #include <cuda.h>
@@ -49,6 +49,10 @@ struct Sm90BackwardShape {
   // Of 227 KB barriers and notes take some.
   static_assert(kSharedBytes + 640 <= 227 * 1024);
 };
+
+// Of a block, with what is static and without what the system takes (CUDA C++ Programming Guide,
+// compute capability 9.0).
+constexpr int kMostSharedBytes = 227 * 1024;
 
 struct BackwardTensorMaps {
   CUtensorMap q, dout, k, v;
@@ -100,8 +104,9 @@ struct BackwardTiles {
 
 #if defined(EK_HAS_SM90A)
 
-// The warp that feeds the others: query tiles two stages ahead, and the keys of the next key tile
-// while the last queries of this one are worked on.
+// The warp that feeds the others: query tiles as far ahead as there are stages, and the keys of the
+// next key tile while the last queries of this one are worked on (at head size 256, which has one
+// stage of keys, once they have been).
 template <typename Shape>
 __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& params,
                                                 const SoftmaxBackwardWorkspace& w,
@@ -140,7 +145,7 @@ __device__ __forceinline__ void ProduceBackward(const SoftmaxBackwardParams& par
       const int head = kv_head * group + walk.group_head;
       Advance<Shape>(walk, p.plan.tasks, keys, group, lane);
       if (lane == 0) {
-        // Read again rather than kept: this warp has 24 registers a thread.
+        // Read again rather than kept: this warp has 24 or 32 registers a thread.
         const PlannedTask& task = p.plan.tasks[task_index];
         const int row = task.q_begin + query_tile * Shape::kQueries;
         const int tile = (task.first_tile + query_tile) * p.num_heads + head;

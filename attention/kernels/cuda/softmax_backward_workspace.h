@@ -6,8 +6,8 @@
 namespace evenkeel {
 
 // Scratch memory: float32 dQ in fragment order, lse (base 2) and delta padded to whole query tiles,
-// and the counters: one ticket, then the number of contributions to each query tile and head (to
-// each half of it, on Hopper).
+// and the counters: one ticket, then the number of contributions to each query tile and head. On
+// Hopper two a tile: at head size 256 of each half, below that the second is unused.
 struct SoftmaxBackwardWorkspace {
   float* dq;
   float* lse;
