@@ -17,9 +17,9 @@ constexpr int64_t kEffortOfDraw = 4, kEffortOfOne = 8;
 // The busiest side is what ranks wait for: in the first half of it the other side counts as if its
 // busiest rank had at least a fourth of that. In the second half each side is lowered for itself.
 constexpr double kMostApart = 4, kApart = 1e9;
-// Of the busiest rank: what ranks that are looked at have.
+// Of the busiest rank's bytes: what ranks have at least whose documents are changed.
 constexpr double kHot = 0.85;
-// Of the mean load: smaller shares are not made.
+// Of the mean load: smaller shares are not cut off others, as shards are too coarse for them.
 constexpr double kLeastShare = 0.04;
 constexpr double kLeastGain = 1e-6;
 // Of a bound, what loads may miss it by in rounding.

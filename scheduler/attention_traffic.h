@@ -1,5 +1,5 @@
 // What documents shared among servers make every rank send and receive, kept up to date while
-// shares move: the measure that the search of PlanDisaggregation lowers. Pure and deterministic.
+// shares move: the measure that the searches of PlanDisaggregation lower. Pure and deterministic.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ void CutShares(const PooledDocument& document, int64_t shard_tokens,
 
 // A rank that sends, or receives, much.
 struct BusyRank {
-  double bytes = 0;  // of the scale
+  double bytes = 0;  // over the scale (SetScale)
   int32_t rank = 0;
   bool sends = false;
 };

@@ -32,8 +32,8 @@ size_t DrawShareOf(const SharedDocument& document, int32_t server, size_t except
 
 class ShareTrial {
  public:
-  // What is referred to has to outlive the trial. `least`: seconds of a share, unless it is all of
-  // a server's.
+  // What is referred to has to outlive the trial. `least`: seconds below which a share is too small
+  // to be cut off another one.
   ShareTrial(const AttentionPool& pool, const std::vector<SharedDocument>& shared,
              const std::vector<double>& load, double least, Draws* draws)
       : pool_(pool), shared_(shared), load_(load), least_(least), draws_(*draws) {}
@@ -51,10 +51,11 @@ class ShareTrial {
   void Shift(size_t d, size_t i);
   // Two shares change places, or one moves.
   void Reorder(size_t d);
-  // Owners compute their own queries as far as their shares go; others what is left, in order.
+  // Owners compute their own queries as far as their shares go; others what is left, in order. A
+  // share that has to be divided for that may be as small as it comes.
   void PutOwnersFirst(size_t d);
 
-  // Whether all shares that were made are large enough to be cut from shards.
+  // Whether Transfer and Shift made and left no share of less than `least`.
   bool is_cuttable() const { return is_cuttable_; }
   // Of `documents`, the first size() are changed: the shares of shared[indices()[i]].
   size_t size() const { return indices_.size(); }
