@@ -208,15 +208,12 @@ void AddBenchComm(CLI::App& bench, CommandBody* body) {
       "  mpirun -np 2 evenkeel bench comm --ops all-to-all,all-to-all-rounds --max-bytes 64MB\n"
       "  mpirun -np 8 evenkeel bench comm --ops send-recv,copy\n"
       "\n"
-      "size: of the larger of a rank's two buffers; count: elements of a rank's own part. algbw "
-      "is\n"
-      "size / time, busbw that times 2 (n - 1) / n for an all-reduce, 1 for send-recv and copy "
-      "and\n"
-      "(n - 1) / n for the others. The result of each size is checked once where parts begin and\n"
-      "end; if an element is wrong, the exit code is 1. The last line follows from the line "
-      "through\n"
-      "the shortest and the longest message: what nvlink, network and products.copy_gb_s of a\n"
-      "cluster's description stand for.");
+      "size: of the larger of a rank's two buffers; count: elements of a rank's own part. algbw\n"
+      "is size / time, busbw that times 2 (n - 1) / n for an all-reduce, 1 for send-recv and\n"
+      "copy, (n - 1) / n for the others. The result of each size is checked once where parts\n"
+      "begin and end; if an element is wrong, the exit code is 1. With send-recv and copy the\n"
+      "last line says what nvlink, network and products.copy_gb_s of a cluster's description\n"
+      "stand for: the line through the shortest and the longest message, and the longest copy.");
   command->callback([options, body] { *body = [options] { return BenchComm(*options); }; });
 }
 
