@@ -13,8 +13,8 @@ import subprocess
 import time
 import unittest
 
-from harness import (MPIEXEC, REPOSITORY, EndToEndTest, checkpoint_steps, children_of, command,
-                     environment, is_running, metrics, random_documents, write_dataset)
+from harness import (REPOSITORY, EndToEndTest, checkpoint_steps, children_of, command, environment,
+                     is_running, metrics, random_documents, write_dataset)
 
 DEVICE = os.environ.get("EVENKEEL_DEVICE", "cpu")
 # Ranks that share a GPU take turns: a step takes a second or two. On a CPU it takes milliseconds, and enough have to be
