@@ -13,7 +13,7 @@ something on 2 and 4 of them, and ends with tables. The exit code is 0 only if n
 
   build           only builds
   check           tests of NCCL's calls and time-outs, and of layouts' gradients
-  comm            bandwidths of collectives and messages, in nccl-tests' columns
+  comm            bandwidths of collectives, messages and copies, in nccl-tests' columns
   layouts         Llama of 953 M parameters and Llama 3 8B under dp, ZeRO, tp, pp, cp: strong and weak scaling
   disaggregation  disaggregated attention beside per-document cp and dp, two mixes of lengths, 32K to 512K;
                   messages, tolerances; beside each step what `evenkeel simulate` foretells
