@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "attention/kernels/cuda/hopper.cuh"
-#include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
+#include "attention/kernels/cuda/softmax_backward_block_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_walk.cuh"
 #include "attention/kernels/cuda/softmax_backward_workspace.h"
 

@@ -25,7 +25,7 @@
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
-#include "attention/kernels/cuda/softmax_backward_movers_sm90.cuh"
+#include "attention/kernels/cuda/softmax_backward_block_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_products_sm90.cuh"
 
 namespace evenkeel {

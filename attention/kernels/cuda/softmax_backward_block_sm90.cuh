@@ -46,8 +46,6 @@ struct Sm90BackwardShape {
       1024 + (kKeyStages + 1) * kKeyBytes + kQueryStages * kQueryBytes + kDoutStages * kQueryBytes +
       kScoreStages * kScoreBytes + kExchangeBytes + (kQueryStages + kDoutStages) * kRowBytes +
       kPlaces * kPieceBytes;
-  // Of 227 KB barriers and notes take some.
-  static_assert(kSharedBytes + 640 <= 227 * 1024);
 };
 
 // Of a block, with what is static and without what the system takes (CUDA C++ Programming Guide,
