@@ -26,7 +26,6 @@ constexpr double kLeastGain = 1e-6;
 constexpr double kRounding = 1e-9;
 // Servers that a change may go through after the first two.
 constexpr int kLongestChain = 3;
-constexpr int32_t kNone = -1;  // in place of a document that is no longer kept
 
 class Exchange {
  public:
@@ -57,9 +56,7 @@ class Exchange {
                            kEffortOfPair * ranks * std::min(ranks, kPairedRanks);
     Lower(effort / 2, kMostApart);
     Lower(effort / 2, kApart);
-    kept_.erase(std::remove_if(kept_.begin(), kept_.end(),
-                               [](const KeptDocument& kept) { return kept.document == kNone; }),
-                kept_.end());
+    DropMoved(&kept_);
   }
 
  private:
@@ -265,7 +262,7 @@ class Exchange {
       KeptDocument& kept = kept_[gifts_[i].kept];
       auto& kept_by = kept_of_[static_cast<size_t>(kept.owner)];
       kept_by.erase(std::find(kept_by.begin(), kept_by.end(), gifts_[i].kept));
-      kept.document = kNone;
+      kept.document = KeptDocument::kMoved;
       shared_.push_back(given_[i]);
       Enter(shared_.size() - 1);
     }

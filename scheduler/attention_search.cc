@@ -18,7 +18,6 @@ constexpr double kRounding = 1e-6;
 constexpr size_t kMostLeaving = 3;
 // How far apart what is sent and received may be: each is lowered for itself.
 constexpr double kApart = 1e9;
-constexpr int32_t kNone = -1;  // in place of a document that is no longer kept
 
 class Search {
  public:
@@ -54,7 +53,7 @@ class Search {
         better |= ImproveOrder(d);
       }
     }
-    DropMoved();
+    DropMoved(&kept_);
   }
 
  private:
@@ -256,15 +255,9 @@ class Search {
       shared_.push_back(std::move(moved));
       less += kept_[i].seconds;
       more -= kept_[i].seconds;
-      kept_[i].document = kNone;
+      kept_[i].document = KeptDocument::kMoved;
       kept_by.erase(std::find(kept_by.begin(), kept_by.end(), i));
     }
-  }
-
-  void DropMoved() {
-    kept_.erase(std::remove_if(kept_.begin(), kept_.end(),
-                               [](const KeptDocument& kept) { return kept.document == kNone; }),
-                kept_.end());
   }
 
   // With trial_ for `shared`, where `stays` has taken the share of `leaves`: what if `leaves` gets

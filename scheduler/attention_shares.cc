@@ -287,4 +287,11 @@ SharedWork ShareDocuments(const AttentionPool& pool, const AttentionCost& cost, 
   return Sharing(pool, cost, tolerance).Run();
 }
 
+void DropMoved(std::vector<KeptDocument>* kept) {
+  const auto is_moved = [](const KeptDocument& each) {
+    return each.document == KeptDocument::kMoved;
+  };
+  kept->erase(std::remove_if(kept->begin(), kept->end(), is_moved), kept->end());
+}
+
 }  // namespace evenkeel

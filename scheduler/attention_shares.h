@@ -26,6 +26,7 @@ struct SharedDocument {
 
 // A small document that its owner computes.
 struct KeptDocument {
+  static constexpr int32_t kMoved = -1;  // in place of one that a search has given to a server
   int32_t document = 0;
   int32_t owner = 0;
   double seconds = 0;
@@ -42,5 +43,8 @@ struct SharedWork {
 // Divides the documents so that each server's load per speed is within 1 + `tolerance` of the mean,
 // either way, in as few shares as it can.
 SharedWork ShareDocuments(const AttentionPool& pool, const AttentionCost& cost, double tolerance);
+
+// Takes those out that are kMoved. Searches count on indices until they end.
+void DropMoved(std::vector<KeptDocument>* kept);
 
 }  // namespace evenkeel
