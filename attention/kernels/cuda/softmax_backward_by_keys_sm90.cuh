@@ -6,9 +6,9 @@
 // behind them: while one takes exponentials the others multiply.
 //
 // A step of 64 queries at head size 128, or 128 at 64, is 2,560 cycles of products, and moves some
-// 370 KB through shared memory, 2,900 cycles. From and to the L2 cache it moves 32 KB of Q and dO
-// and 32 KB of dQ, which takes as long, so much of the shared memory is for what is on its way:
-// three stages of Q, which is needed from the first to the last product of a step.
+// 370 KB through shared memory, 2,900 cycles. It also moves 32 KB of Q and dO and 32 KB of dQ from
+// and to the L2 cache. That is what a step waits for most (docs/kernels.md has it without either),
+// so at 128 there are three stages of Q, which is needed from the first to the last product.
 #pragma once
 
 #include <cuda_runtime.h>

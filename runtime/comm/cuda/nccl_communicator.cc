@@ -455,7 +455,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::MakeGroup(
 }
 
 absl::Status NcclCommunicator::ConnectPairs() {
-  // NCCL connects a pair, whatever the size, when it first sends: 0.1 s or more with 8 GPUs.
+  // NCCL connects a pair when it first sends, whatever the size: 6 s for all of 8 GPUs of a host.
   int32_t* words = nullptr;
   const auto bytes = 2 * static_cast<size_t>(size()) * sizeof(*words);
   EK_RETURN_IF_ERROR(ToStatus(cudaMalloc(reinterpret_cast<void**>(&words), bytes), "cudaMalloc"));
