@@ -208,7 +208,7 @@ measure() {
 }
 
 run_kernels() {
-  begin kernels 420
+  begin kernels 540
   local attention torch=0
   attention=$(program gpu_attention)
   if has "torch, triton"; then torch=1; else leave_out "$no_torch"; fi
@@ -218,6 +218,10 @@ run_kernels() {
       measure "$table" peers 150 python3 benchmarks/peers/gpu_softmax_attention.py "$table"
     fi
   done
+  measure sustained evenkeel 90 "$attention" sustained
+  if ((torch)); then
+    measure sustained cudnn 90 python3 benchmarks/peers/gpu_softmax_attention.py sustained
+  fi
   measure lightning evenkeel 90 "$attention" lightning
   measure decode evenkeel 60 "$attention" decode
   ((torch)) || return 0

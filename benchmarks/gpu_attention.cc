@@ -2,6 +2,8 @@
 // its peers. Medians of timed launches, the L2 cache flushed before each, on random data.
 //
 //   gpu_attention softmax           whole causal documents
+//   gpu_attention sustained         the same: one launch on a GPU that has rested, and launches one
+//                                   after the other for a second
 //   gpu_attention tasks             fused batches of query shards with long key prefixes
 //   gpu_attention shards            the same, with grouped heads: backward beside whole documents
 //   gpu_attention lightning         linear attention with fixed decay
@@ -151,6 +153,34 @@ void BenchSoftmax() {
   }
 }
 
+void BenchSustained() {
+  std::printf("# TFLOP/s of a launch after a rest, and of launches one after the other\n");
+  std::printf("# %-14s %5s %5s %4s %14s %14s %14s %14s\n", "case", "heads", "kv", "dim",
+              "fwd_rested", "fwd_sustained", "bwd_rested", "bwd_sustained");
+  struct Row {
+    int64_t length, count;
+    int heads, kv_heads, dim;
+  };
+  const Row rows[] = {{8192, 4, 32, 8, 128},   {32768, 1, 32, 8, 128}, {8192, 2, 16, 16, 128},
+                      {32768, 1, 16, 16, 128}, {8192, 4, 32, 8, 64},   {32768, 1, 32, 8, 64},
+                      {8192, 4, 32, 8, 256},   {32768, 1, 32, 8, 256}};
+  for (const Row& row : rows) {
+    const SoftmaxCase c = Documents(row.length, row.count, row.heads, row.kv_heads, row.dim);
+    SoftmaxRun run(c);
+    const double flops = 4.0 * c.heads * c.dim * Pairs(c.tasks);
+    const RestedAndSustained forward = MeasureRestedAndSustained(
+        [&] { return LaunchSoftmaxForward(run.params.forward, nullptr); });
+    const RestedAndSustained backward =
+        MeasureRestedAndSustained([&] { return LaunchSoftmaxBackward(run.params, nullptr); });
+    const std::string name = std::to_string(row.length) + " x " + std::to_string(row.count);
+    std::printf("%-16s %5d %5d %4d %14.1f %14.1f %14.1f %14.1f\n", name.c_str(), c.heads,
+                c.kv_heads, c.dim, flops / forward.rested_ms * 1e-9,
+                flops / forward.sustained_ms * 1e-9, 2.5 * flops / backward.rested_ms * 1e-9,
+                2.5 * flops / backward.sustained_ms * 1e-9);
+    std::fflush(stdout);
+  }
+}
+
 void BenchTasks() {
   PrintSoftmaxHeader();
   const int64_t table[][3] = {
@@ -264,6 +294,8 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "softmax") {
     evenkeel::BenchSoftmax();
+  } else if (mode == "sustained") {
+    evenkeel::BenchSustained();
   } else if (mode == "tasks") {
     evenkeel::BenchTasks();
   } else if (mode == "shards") {
@@ -275,8 +307,9 @@ int main(int argc, char** argv) {
   } else if (mode == "dump" && argc > 2) {
     evenkeel::Dump(argv[2]);
   } else {
-    std::fprintf(stderr,
-                 "usage: gpu_attention softmax|tasks|shards|lightning|decode|dump FOLDER\n");
+    std::fprintf(
+        stderr,
+        "usage: gpu_attention softmax|sustained|tasks|shards|lightning|decode|dump FOLDER\n");
     return 2;
   }
   return 0;

@@ -5,10 +5,13 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <random>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace evenkeel {
@@ -65,28 +68,73 @@ inline void FillRandom(DeviceBytes& target, float deviation) {
   }
 }
 
+// Milliseconds of GPU time between two points of the default stream.
+class Stopwatch {
+ public:
+  Stopwatch() {
+    Check(cudaEventCreate(&begin_), "event");
+    Check(cudaEventCreate(&end_), "event");
+  }
+  ~Stopwatch() {
+    (void)cudaEventDestroy(begin_);
+    (void)cudaEventDestroy(end_);
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+  float Time(const std::function<cudaError_t()>& run, int launches = 1) {
+    Check(cudaEventRecord(begin_), "record");
+    for (int i = 0; i < launches; ++i) Check(run(), "launch");
+    Check(cudaEventRecord(end_), "record");
+    Check(cudaEventSynchronize(end_), "run");
+    float ms = 0.0f;
+    Check(cudaEventElapsedTime(&ms, begin_, end_), "elapsed");
+    return ms;
+  }
+
+ private:
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+inline double Median(std::vector<float> times) {
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
+
 inline double MedianMs(const std::function<cudaError_t()>& run) {
   static DeviceBytes flush(size_t{256} << 20);
-  cudaEvent_t begin, end;
-  Check(cudaEventCreate(&begin), "event");
-  Check(cudaEventCreate(&end), "event");
+  Stopwatch watch;
   std::vector<float> times;
   double total = 0.0;
   for (int i = 0; i < 60 && (i < 7 || total < 250.0); ++i) {
     Check(cudaMemsetAsync(flush.data(), 0, flush.size()), "flush");
-    Check(cudaEventRecord(begin), "record");
-    Check(run(), "launch");
-    Check(cudaEventRecord(end), "record");
-    Check(cudaEventSynchronize(end), "run");
-    float ms = 0.0f;
-    Check(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+    const float ms = watch.Time(run);
     if (i >= 2) times.push_back(ms);  // the first two warm up
     total += ms;
   }
-  (void)cudaEventDestroy(begin);
-  (void)cudaEventDestroy(end);
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  return Median(std::move(times));
+}
+
+// Of one launch on a GPU that has rested, at its highest clock, and of launches one after the other
+// for half a second, after as long a time of them: then large kernels are at the power limit.
+struct RestedAndSustained {
+  double rested_ms, sustained_ms;
+};
+
+inline RestedAndSustained MeasureRestedAndSustained(const std::function<cudaError_t()>& run) {
+  constexpr int kRested = 5;
+  constexpr double kSustainedMs = 500.0;
+  Stopwatch watch;
+  (void)watch.Time(run);
+  std::vector<float> times;
+  for (int i = 0; i < kRested; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    times.push_back(watch.Time(run));
+  }
+  const double rested = Median(std::move(times));
+  const int launches = std::max(1, static_cast<int>(kSustainedMs / rested));
+  (void)watch.Time(run, launches);
+  return {rested, watch.Time(run, launches) / launches};
 }
 
 }  // namespace evenkeel

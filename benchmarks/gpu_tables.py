@@ -119,9 +119,12 @@ def steps_tables(lines):
 
 def kernels_tables(lines):
     tables = []
-    units = {"softmax": "TFLOP/s", "tasks": "TFLOP/s", "lightning": "million tokens/s"}
-    titles = {"softmax": "Softmax attention of whole documents", "tasks": "Softmax attention of fused shards",
-              "lightning": "Lightning attention"}
+    units = {"softmax": "TFLOP/s", "rested": "TFLOP/s", "sustained": "TFLOP/s", "tasks": "TFLOP/s",
+             "lightning": "million tokens/s"}
+    titles = {"softmax": "Softmax attention of whole documents",
+              "rested": "Softmax attention, a launch on a GPU that has rested",
+              "sustained": "Softmax attention, launches one after the other for a second",
+              "tasks": "Softmax attention of fused shards", "lightning": "Lightning attention"}
     for (name,), rows in grouped([line for line in lines if line["table"] in units], "table").items():
         peers = [peer for (peer,) in grouped(rows, "peer") if peer != OURS]
         table = Table(f"{titles[name]}, {units[name]} (ratio: to the fastest peer)", [], left=2)
@@ -240,6 +243,12 @@ def read_kernels(table, peer, rows):
                        "us": float(row["us"]), "gb_per_s": float(row["GB/s"]),
                        "share": float(row["share"].rstrip("%")), "copy_us": float(row["copy"]),
                        "chunked_us": float(row["chunked"])}
+                continue
+            if table == "sustained":
+                for kind in ("rested", "sustained"):
+                    yield {"table": kind, "peer": peer, "case": row["case"], "heads": int(row["heads"]),
+                           "kv": int(row["kv"]), "dim": int(row["dim"]),
+                           "forward": float(row[f"fwd_{kind}"]), "backward": float(row[f"bwd_{kind}"])}
                 continue
             yield {"peer": row.get("peer", peer), "case": row["case"], "heads": int(row["heads"]),
                    "kv": int(row.get("kv", 0)), "dim": int(row["dim"]),

@@ -3,10 +3,11 @@ by autocast, torch.compile, fused AdamW. Softmax attention is cuDNN's; that of t
 flash-linear-attention's kernel, which must be installed for it. One JSON object, with
 the keys of our rows (gpu_tables.py).
 
-    python3 gpu_train_step.py PRESET SEQUENCE BATCH [none|layer] [STEPS]
+    python3 gpu_train_step.py PRESET SEQUENCE BATCH [none|layer] [STEPS] [clip]
 
-What is left out favours the peer: no clipping, no norm of the gradient, no LRPE in tnl-1b's first
-layer. The residual stream is bf16 as ours is, which is faster than autocast's own choice of float32.
+What is left out favours the peer: no LRPE in tnl-1b's first layer; no clipping and no norm of the
+gradient, unless `clip` asks for them. The residual stream is bf16 as ours is, which is faster than
+autocast's own choice of float32.
 """
 import json
 import sys
@@ -135,7 +136,7 @@ def rotary_table(preset, sequence):
     return tuple(f(angles).to("cuda", torch.bfloat16) for f in (torch.cos, torch.sin))
 
 
-def main(name, sequence, batch, recompute="none", steps=10):
+def main(name, sequence, batch, recompute="none", steps=10, clip=""):
     preset, sequence, batch, steps = PRESETS[name], int(sequence), int(batch), int(steps)
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
@@ -153,6 +154,8 @@ def main(name, sequence, batch, recompute="none", steps=10):
         with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             loss = compiled(tokens, targets, table)
         loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
         return loss
 
@@ -167,7 +170,7 @@ def main(name, sequence, batch, recompute="none", steps=10):
         seconds.append(time.perf_counter() - begin)
     median = sorted(seconds)[len(seconds) // 2]
     print(json.dumps({
-        "peer": "torch.compile, fla" if preset.linear else "torch.compile, cuDNN",
+        "peer": "torch.compile, " + ("fla" if preset.linear else "cuDNN") + (", clipping" if clip else ""),
         "preset": name, "seq": sequence, "batch": batch, "recompute": recompute,
         "loss": round(loss, 3), "tokens_per_s": round(sequence * batch / median),
         "step_ms": round(median * 1e3, 2),

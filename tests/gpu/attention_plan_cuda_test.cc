@@ -53,13 +53,13 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
     const PlanOnHost planned(tasks, TilingOf(128), 1, false);
     const SoftmaxAttentionPlanView& view = planned.view;
     std::map<int64_t, std::pair<int64_t, int64_t>> visible_of_row;  // row -> (kv_begin, keys)
-    int64_t longest = 0, most = int64_t{1} << 40;
-    for (const AttentionTask& task : tasks) longest = std::max(longest, task.kv_len);
+    int64_t longest = 0, most = 0;
     for (int64_t i = 0; i < view.num_forward_tiles; ++i) {
       const QueryTile& tile = view.forward_tiles[i];
       ASSERT_GT(tile.q_rows, 0);
       ASSERT_LE(tile.q_rows, view.tiling.forward_queries);
-      EXPECT_LE(tile.num_keys, most + longest / 64 + 1);  // within a bucket of the sort
+      if (tile.batch_begin == i) longest = most = tile.num_keys;
+      EXPECT_LE(tile.num_keys, most + longest / 64 + 1);  // within a bucket of the batch
       most = std::min<int64_t>(most, tile.num_keys);
       for (int r = 0; r < tile.q_rows; ++r) {
         const int64_t keys = std::clamp(tile.visible + r, 0, tile.num_keys);
@@ -79,23 +79,31 @@ TEST(SoftmaxAttentionPlanTest, ForwardTilesCoverEveryQueryOnceAndStartWithTheLon
   }
 }
 
-// Of shards of long documents, those that see the same keys come together, in as many heads as keep
-// the GPU busy: not one tile of every shard in all heads, whose keys no two blocks would share.
-TEST(SoftmaxAttentionPlanTest, ForwardTilesThatSeeTheSameKeysComeTogether) {
+// Of shards of long documents, those that see the same keys come together, one head after the
+// other: not one tile of every shard in all heads, whose keys no two blocks would share. What is
+// short comes in one batch, in as many heads at a time as the cache holds the keys of.
+TEST(SoftmaxAttentionPlanTest, ForwardTilesComeInBatchesThatTheCacheHolds) {
   std::vector<AttentionTask> tasks;
   for (int64_t i = 0; i < 4; ++i) tasks.push_back({i * 512, 512, (3 - i) * 32768, 32768});
-  for (const int group : {1, 4, 64}) {
-    const PlanOnHost planned(tasks, TilingOf(128), group, false);
-    const SoftmaxAttentionPlanView& view = planned.view;
-    ASSERT_EQ(view.num_forward_tiles, 16);
-    for (int64_t i = 0; i < 16; ++i) {
-      const QueryTile& tile = view.forward_tiles[i];
-      EXPECT_EQ(tile.kv_begin, i / 4 * 32768);
-      EXPECT_EQ(tile.q_begin, (3 - i / 4) * 512 + (3 - i % 4) * 128);
-      EXPECT_EQ(tile.batch_begin, i / 4 * 4);
-      EXPECT_EQ(tile.batch_tiles, 4);
-      EXPECT_EQ(tile.heads_at_once, std::max(1, 128 / (4 * group)));
-    }
+  for (int64_t i = 0; i < 3; ++i) tasks.push_back({2048 + i * 128, 128, 131072 + i * 2048, 2048});
+  const PlanOnHost planned(tasks, TilingOf(128), 4, false);
+  const SoftmaxAttentionPlanView& view = planned.view;
+  ASSERT_EQ(view.tiling.cached_keys, 32768);
+  ASSERT_EQ(view.num_forward_tiles, 19);
+  for (int64_t i = 0; i < 16; ++i) {
+    const QueryTile& tile = view.forward_tiles[i];
+    EXPECT_EQ(tile.kv_begin, i / 4 * 32768);
+    EXPECT_EQ(tile.q_begin, (3 - i / 4) * 512 + (3 - i % 4) * 128);
+    EXPECT_EQ(tile.batch_begin, i / 4 * 4);
+    EXPECT_EQ(tile.batch_tiles, 4);
+    EXPECT_EQ(tile.heads_at_once, 1);
+  }
+  for (int64_t i = 16; i < 19; ++i) {
+    const QueryTile& tile = view.forward_tiles[i];
+    EXPECT_EQ(tile.kv_begin, 131072 + (i - 16) * 2048);
+    EXPECT_EQ(tile.batch_begin, 16);
+    EXPECT_EQ(tile.batch_tiles, 3);
+    EXPECT_EQ(tile.heads_at_once, 4);  // 3 of 2,048 keys fit 5 times
   }
 }
 

@@ -1,13 +1,13 @@
 #include "tests/gpu/attention_plan_reference.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 namespace evenkeel {
 namespace {
 
-// Lengths that the forward pass tells apart. Few enough that the tiles of one bucket which see the
-// same keys find them in the L2 cache; many enough that blocks end together (within 1 %).
+// Lengths that a batch of the forward pass tells apart.
 constexpr int64_t kBuckets = 64;
 
 // Blocks that run at the same time, about: plans do not ask the GPU. (An H100
@@ -17,30 +17,6 @@ constexpr int64_t kBlocksAtOnce = 128;
 int64_t CeilDiv(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
-
-// Tiles by descending num_keys, equal buckets in their old order. A counting sort: planning a
-// launch must cost microseconds.
-class LengthBuckets {
- public:
-  explicit LengthBuckets(const std::vector<QueryTile>& tiles) {
-    int32_t most = 0;
-    for (const QueryTile& tile : tiles) most = std::max(most, tile.num_keys);
-    width_ = most / kBuckets + 1;
-  }
-  int64_t Of(const QueryTile& tile) const { return kBuckets - tile.num_keys / width_; }
-
-  std::vector<QueryTile> Sort(const std::vector<QueryTile>& tiles) const {
-    std::vector<int32_t> starts(kBuckets + 1, 0);
-    for (const QueryTile& tile : tiles) ++starts[Of(tile)];
-    std::exclusive_scan(starts.begin(), starts.end(), starts.begin(), 0);
-    std::vector<QueryTile> sorted(tiles.size());
-    for (const QueryTile& tile : tiles) sorted[starts[Of(tile)]++] = tile;
-    return sorted;
-  }
-
- private:
-  int64_t width_;
-};
 
 QueryTile TileAt(const AttentionTask& task, int64_t row, int64_t rows) {
   const int64_t offset = DiagonalOffset(task);
@@ -55,40 +31,49 @@ QueryTile TileAt(const AttentionTask& task, int64_t row, int64_t rows) {
           0};
 }
 
-// Sorted as blocks are to take them: the longest first, so that all end together, and of one bucket
-// of lengths those that see the same keys together, as many heads of them at a time as keep the GPU
-// busy. With all heads of one tile after all of another, a few shards of long documents would have
-// every block read keys of its own.
-std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_tasks, int rows,
-                                    int group) {
-  std::vector<int32_t> by_keys(num_tasks);
-  std::iota(by_keys.begin(), by_keys.end(), 0);
-  const auto earlier = [&](int32_t a, int32_t b) { return tasks[a].kv_begin < tasks[b].kv_begin; };
-  if (!std::is_sorted(by_keys.begin(), by_keys.end(), earlier)) {
-    std::stable_sort(by_keys.begin(), by_keys.end(), earlier);
-  }
-  std::vector<QueryTile> tiles;
-  int64_t count = 0;
-  for (int64_t t = 0; t < num_tasks; ++t) count += CeilDiv(tasks[t].q_len, rows);
-  tiles.reserve(count);
-  for (const int32_t t : by_keys) {
+// Documents, which is to say tasks with the same first key, the longest first, in batches of as
+// many keys as the cache holds of one head, or of one document that has more. The tiles of a batch
+// come by length, the longest first, in as many heads at a time as the cache holds.
+std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_tasks,
+                                    const SoftmaxAttentionTiling& tiling) {
+  struct Document {
+    int64_t most = 0;  // keys
+    std::vector<QueryTile> tiles;
+  };
+  const int rows = tiling.forward_queries;
+  std::map<int64_t, Document> by_first_key;
+  for (int64_t t = 0; t < num_tasks; ++t) {
     for (int64_t i = CeilDiv(tasks[t].q_len, rows) - 1; i >= 0; --i) {
-      tiles.push_back(TileAt(tasks[t], i * rows, rows));
+      Document& document = by_first_key[tasks[t].kv_begin];
+      document.tiles.push_back(TileAt(tasks[t], i * rows, rows));
+      document.most = std::max<int64_t>(document.most, document.tiles.back().num_keys);
     }
   }
-  const LengthBuckets buckets(tiles);
-  tiles = buckets.Sort(tiles);
-  for (size_t begin = 0, end = 0; begin < tiles.size(); begin = end) {
-    const QueryTile first = tiles[begin];
-    while (end < tiles.size() && tiles[end].kv_begin == first.kv_begin &&
-           buckets.Of(tiles[end]) == buckets.Of(first)) {
-      ++end;
-    }
-    const auto batch_tiles = static_cast<int64_t>(end - begin);
-    for (size_t i = begin; i < end; ++i) {
+  std::vector<const Document*> documents;
+  for (const auto& [first_key, document] : by_first_key) documents.push_back(&document);
+  std::stable_sort(documents.begin(), documents.end(),
+                   [](const Document* a, const Document* b) { return a->most > b->most; });
+
+  std::vector<QueryTile> tiles;
+  for (size_t d = 0; d < documents.size();) {
+    const size_t begin = tiles.size();
+    const int64_t width = documents[d]->most / kBuckets + 1;
+    int64_t keys = 0;
+    do {
+      keys += documents[d]->most;
+      tiles.insert(tiles.end(), documents[d]->tiles.begin(), documents[d]->tiles.end());
+      ++d;
+    } while (d < documents.size() && keys + documents[d]->most <= tiling.cached_keys);
+    std::stable_sort(tiles.begin() + static_cast<int64_t>(begin), tiles.end(),
+                     [&](const QueryTile& a, const QueryTile& b) {
+                       return a.num_keys / width > b.num_keys / width;
+                     });
+    int64_t heads = 1;
+    while (heads < kBlocksAtOnce && heads * 2 * keys <= tiling.cached_keys) heads *= 2;
+    for (size_t i = begin; i < tiles.size(); ++i) {
       tiles[i].batch_begin = static_cast<int32_t>(begin);
-      tiles[i].batch_tiles = static_cast<int32_t>(batch_tiles);
-      tiles[i].heads_at_once = static_cast<int32_t>(CeilDiv(kBlocksAtOnce, batch_tiles * group));
+      tiles[i].batch_tiles = static_cast<int32_t>(tiles.size() - begin);
+      tiles[i].heads_at_once = static_cast<int32_t>(heads);
     }
   }
   return tiles;
@@ -227,8 +212,7 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAtte
 ReferencePlan PlanTileByTile(const std::vector<AttentionTask>& tasks,
                              const SoftmaxAttentionTiling& tiling, int group) {
   ReferencePlan plan;
-  plan.forward_tiles =
-      ForwardTiles(tasks.data(), static_cast<int64_t>(tasks.size()), tiling.forward_queries, group);
+  plan.forward_tiles = ForwardTiles(tasks.data(), static_cast<int64_t>(tasks.size()), tiling);
   for (const AttentionTask& task : tasks) {
     if (task.q_len > 0 && task.kv_len > 0) {
       plan.tasks.push_back({static_cast<int32_t>(task.q_begin), static_cast<int32_t>(task.q_len),

@@ -25,6 +25,7 @@ class RadixOrder {
     items_.reserve(count);
   }
   void Add(uint64_t key, int32_t index) { items_.push_back({key, index}); }
+  const std::vector<Item>& items() const { return items_; }
 
   // By ascending key, equals in the order in which they were added. Least significant digit first,
   // from the lowest bit in which keys differ to the highest: rows are mostly multiples of tiles.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "attention/kernels/cuda/radix_order.h"
 #include "attention/kernels/cuda/softmax_plan_tiles.h"
@@ -9,8 +10,7 @@
 namespace evenkeel {
 namespace {
 
-// Lengths that the forward pass tells apart. Few enough that the tiles of one bucket which see the
-// same keys find them in the L2 cache; many enough that blocks end together (within 1 %).
+// Lengths that a batch of the forward pass tells apart, so many that blocks end together.
 constexpr int32_t kBuckets = 64;
 
 // Blocks that run at the same time, about: plans do not ask the GPU. (An H100
@@ -22,10 +22,16 @@ constexpr T CeilDiv(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// Tasks whose keys begin at the same row: [begin, end) in the order of first keys.
+struct KeyGroup {
+  int32_t begin;
+  int32_t end;
+  int32_t keys;  // that the tile with the most sees
+};
+
 // Query tiles [top - num_tiles + 1, top] of a task, whose numbers of keys are of one bucket.
 struct QueryCut {
   int32_t bucket;  // 0 has the most keys
-  int32_t kv_begin;
   int32_t task;
   int32_t top;
   int32_t num_tiles;
@@ -44,9 +50,10 @@ struct KeyRunWork {
 // What a plan works with; PlanSoftmaxAttention says how long it lives.
 struct Scratch {
   std::vector<PlannedTask> listed;
-  RadixOrder order;
-  std::vector<QueryCut> cuts;
-  std::vector<const QueryCut*> sorted_cuts;
+  RadixOrder order, group_order;
+  std::vector<KeyGroup> groups;
+  std::vector<QueryCut> cuts, sorted_cuts;
+  std::vector<QueryStretch> stretches;
   std::vector<KeyRunWork> runs;
 };
 
@@ -77,6 +84,11 @@ int64_t ListTasks(const AttentionTask* tasks, int64_t num_tasks, int32_t rows,
   return first_tile;
 }
 
+// Keys that the last query of a task sees, which are the most.
+int32_t MostKeys(const PlannedTask& task) {
+  return std::clamp(task.visible - 1 + task.q_len, 0, task.kv_len);
+}
+
 // Cuts a task into its buckets of `width` keys, the longest first. A tile sees fewer keys than the
 // one behind it, so those of a bucket lie together.
 void CutTask(const PlannedTask& task, int32_t index, int32_t rows, int32_t width,
@@ -87,7 +99,7 @@ void CutTask(const PlannedTask& task, int32_t index, int32_t rows, int32_t width
     // The earliest tile with at least steps * width keys, of which all but the last are full.
     const int32_t missing = steps * width - (task.visible - 1);
     const int32_t last = steps == 0 || missing <= rows ? 0 : (missing - 1) / rows;
-    cuts.push_back({kBuckets - steps, task.kv_begin, index, top, top - last + 1});
+    cuts.push_back({kBuckets - steps, index, top, top - last + 1});
     if (last == 0) return;
     top = last - 1;
     // Counted down, not divided: so one division need not wait for the one before it.
@@ -96,53 +108,97 @@ void CutTask(const PlannedTask& task, int32_t index, int32_t rows, int32_t width
   }
 }
 
-// Forward tiles come by buckets of num_keys, the longest first, so that all blocks end together,
-// and of one bucket those that see the same keys together, as many heads of them at a time as keep
-// the GPU busy. With all heads of one tile after all of another, a few shards of long documents
-// would have every block read keys of its own. Of tasks with the same first key the earlier one of
-// the list comes first, of its tiles the last.
-void PlanForward(int32_t rows, int group, Scratch& scratch, SoftmaxAttentionPlan& plan) {
-  const std::vector<PlannedTask>& listed = scratch.listed;
-  int32_t most = 0;
-  scratch.order.Reserve(listed.size());
-  for (size_t t = 0; t < listed.size(); ++t) {
-    const PlannedTask& task = listed[t];
-    scratch.order.Add(static_cast<uint64_t>(task.kv_begin), static_cast<int32_t>(t));
-    most = std::max(most, std::min(task.visible - 1 + task.q_len, task.kv_len));
-  }
-  const int32_t width = most / kBuckets + 1;
-  scratch.cuts.clear();
-  for (const RadixOrder::Item& item : scratch.order.Sort()) {
-    CutTask(listed[item.index], item.index, rows, width, scratch.cuts);
-  }
-
+// Sorts cuts by bucket; equals stay in order.
+void SortCuts(Scratch& scratch) {
   std::array<int32_t, kBuckets + 2> begins = {};
   for (const QueryCut& cut : scratch.cuts) ++begins[cut.bucket + 1];
   for (size_t b = 1; b < begins.size(); ++b) begins[b] += begins[b - 1];
-  std::vector<const QueryCut*>& sorted = scratch.sorted_cuts;
-  sorted.resize(scratch.cuts.size());
-  for (const QueryCut& cut : scratch.cuts) sorted[begins[cut.bucket]++] = &cut;
+  scratch.sorted_cuts.resize(scratch.cuts.size());
+  for (const QueryCut& cut : scratch.cuts) scratch.sorted_cuts[begins[cut.bucket]++] = cut;
+  scratch.cuts.swap(scratch.sorted_cuts);
+}
 
-  auto* const stretches = Extend<QueryStretch>(plan.bytes, sorted.size());
-  plan.num_stretches = static_cast<int64_t>(sorted.size());
-  int32_t first_tile = 0;
-  for (size_t begin = 0, end = 0; begin < sorted.size(); begin = end) {
-    const int32_t bucket = sorted[begin]->bucket, kv_begin = sorted[begin]->kv_begin;
-    int32_t batch_tiles = 0;
-    for (;
-         end < sorted.size() && sorted[end]->bucket == bucket && sorted[end]->kv_begin == kv_begin;
-         ++end) {
-      batch_tiles += sorted[end]->num_tiles;
+// Groups of tasks by their first key, those with the most keys first; equals by that key.
+const std::vector<RadixOrder::Item>& FindKeyGroups(Scratch& scratch) {
+  const std::vector<PlannedTask>& listed = scratch.listed;
+  scratch.order.Reserve(listed.size());
+  for (size_t t = 0; t < listed.size(); ++t) {
+    scratch.order.Add(static_cast<uint64_t>(listed[t].kv_begin), static_cast<int32_t>(t));
+  }
+  const std::vector<RadixOrder::Item>& sorted = scratch.order.Sort();
+  scratch.groups.clear();
+  const auto count = static_cast<int32_t>(sorted.size());
+  for (int32_t begin = 0, end = 0; begin < count; begin = end) {
+    int32_t keys = 0;
+    for (; end < count && sorted[end].key == sorted[begin].key; ++end) {
+      keys = std::max(keys, MostKeys(listed[sorted[end].index]));
     }
-    const int32_t batch_begin = first_tile;
-    const int32_t heads_at_once = CeilDiv(kBlocksAtOnce, batch_tiles * group);
-    for (size_t i = begin; i < end; ++i) {
-      const QueryCut& cut = *sorted[i];
-      stretches[i] = {first_tile, cut.task, cut.top, batch_begin, batch_tiles, heads_at_once, {}};
+    scratch.groups.push_back({begin, end, keys});
+  }
+  scratch.group_order.Reserve(scratch.groups.size());
+  for (size_t g = 0; g < scratch.groups.size(); ++g) {
+    scratch.group_order.Add(~static_cast<uint64_t>(scratch.groups[g].keys),
+                            static_cast<int32_t>(g));
+  }
+  return scratch.group_order.Sort();
+}
+
+// Forward tiles come in batches whose keys and values the L2 cache holds, as many heads of them at
+// a time as it holds: with the tiles of all documents and heads in one order by length, each would
+// read its keys and values from memory, which costs more energy than time (docs/kernels.md). The
+// batches with the most keys come first, and in a batch the tiles with the most, so that all blocks
+// end together. Of tiles of one bucket those of the document with the most keys come first, then
+// those of the earlier task of the list, of its tiles the last.
+void PlanForward(const SoftmaxAttentionTiling& tiling, Scratch& scratch,
+                 SoftmaxAttentionPlan& plan) {
+  const std::vector<PlannedTask>& listed = scratch.listed;
+  const int32_t rows = tiling.forward_queries;
+  const std::vector<RadixOrder::Item>& order = FindKeyGroups(scratch);
+  const auto task_at = [&](int32_t place) { return scratch.order.items()[place].index; };
+  scratch.stretches.clear();
+  int32_t first_tile = 0;
+  for (size_t begin = 0, end = 0; begin < order.size(); begin = end) {
+    const KeyGroup& longest = scratch.groups[order[begin].index];
+    int64_t keys = longest.keys;
+    for (end = begin + 1; end < order.size(); ++end) {
+      const int32_t more = scratch.groups[order[end].index].keys;
+      if (keys + more > tiling.cached_keys) break;
+      keys += more;
+    }
+    scratch.cuts.clear();
+    if (end - begin == 1 && longest.end - longest.begin == 1) {
+      // A task alone: its tiles are in order.
+      const int32_t index = task_at(longest.begin);
+      const int32_t count = CeilDiv(listed[index].q_len, rows);
+      scratch.cuts.push_back({0, index, count - 1, count});
+    } else {
+      const int32_t width = longest.keys / kBuckets + 1;
+      for (size_t g = begin; g < end; ++g) {
+        const KeyGroup& group = scratch.groups[order[g].index];
+        for (int32_t place = group.begin; place < group.end; ++place) {
+          CutTask(listed[task_at(place)], task_at(place), rows, width, scratch.cuts);
+        }
+      }
+      SortCuts(scratch);
+    }
+    QueryStretch stretch = {};
+    stretch.batch_begin = first_tile;
+    for (const QueryCut& cut : scratch.cuts) stretch.batch_tiles += cut.num_tiles;
+    const int64_t heads = tiling.cached_keys / std::max<int64_t>(keys, 1);
+    stretch.heads_at_once =
+        std::bit_floor(static_cast<uint32_t>(std::clamp<int64_t>(heads, 1, kBlocksAtOnce)));
+    for (const QueryCut& cut : scratch.cuts) {
+      stretch.first_tile = first_tile;
+      stretch.task = cut.task;
+      stretch.top = cut.top;
+      scratch.stretches.push_back(stretch);
       first_tile += cut.num_tiles;
     }
   }
   plan.num_forward_tiles = first_tile;
+  plan.num_stretches = static_cast<int64_t>(scratch.stretches.size());
+  std::copy(scratch.stretches.begin(), scratch.stretches.end(),
+            Extend<QueryStretch>(plan.bytes, scratch.stretches.size()));
 }
 
 // Tasks with queries and keys. A later key tile is seen by fewer of the tasks over its run, and
@@ -254,9 +310,12 @@ void PlanKeyRuns(Scratch& scratch, SoftmaxAttentionPlan& plan) {
 }  // namespace
 
 SoftmaxAttentionTiling TilingOf(int head_dim) {
-  if (head_dim <= 64) return {128, 128, 128};
-  if (head_dim <= 128) return {128, 64, 128};
-  return {128, 64, 64};
+  // Of 16 MiB: half of what each half of an H100's L2 cache holds, so that there is room for the
+  // next batch, queries and outputs.
+  constexpr int kCachedBytes = 1 << 24;
+  if (head_dim <= 64) return {128, 128, 128, kCachedBytes / (64 * 4)};
+  if (head_dim <= 128) return {128, 64, 128, kCachedBytes / (128 * 4)};
+  return {128, 64, 64, kCachedBytes / (256 * 4)};
 }
 
 SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t num_tasks,
@@ -276,7 +335,7 @@ SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t nu
   const std::vector<PlannedTask>& listed = scratch.listed;
   std::copy(listed.begin(), listed.end(), Extend<PlannedTask>(plan.bytes, listed.size()));
   plan.num_listed = static_cast<int64_t>(listed.size());
-  PlanForward(tiling.forward_queries, group, scratch, plan);
+  PlanForward(tiling, scratch, plan);
   if (!backward) return plan;
   plan.num_query_tiles = num_query_tiles;
   PlannedTask* const planned = PlanTasksThatReachFurthestFirst(scratch, plan);

@@ -15,11 +15,13 @@
 
 namespace evenkeel {
 
-// Rows per tile; a function of the head size alone, see TilingOf.
+// Rows per tile, and rows of keys and values of one head that stay in the L2 cache while the forward
+// pass uses them; a function of the head size alone, see TilingOf.
 struct SoftmaxAttentionTiling {
   int forward_queries = 0;
   int backward_queries = 0;
   int backward_keys = 0;
+  int cached_keys = 0;
 };
 
 // Queries [q_begin, q_begin + q_rows). Row i sees the first min(visible + i, num_keys) keys from
@@ -126,6 +128,9 @@ struct SoftmaxAttentionPlanView {
   const KeyTile* key_tiles = nullptr;        // by batch; ascending within a run of keys
   // Those with queries and keys, whose keys end last first; equals in the order of the list.
   const PlannedTask* tasks = nullptr;
+  // Tickets for forward tiles that blocks have drawn; 0 between launches. So launches that share a
+  // plan's memory come one after the other.
+  uint32_t* forward_tickets = nullptr;
 };
 
 // head_dim: the larger of the head sizes of q, k and of v; at most 256.
@@ -139,10 +144,10 @@ SoftmaxAttentionPlan PlanSoftmaxAttention(const AttentionTask* tasks, int64_t nu
                                           bool backward);
 
 // Bytes of memory that a plan takes where it is used: a copy of plan.bytes in front, its tiles
-// behind.
+// behind, and the tickets.
 size_t PlanMemoryBytes(const SoftmaxAttentionPlan& plan);
 
 // `memory`: PlanMemoryBytes of it, aligned to 16.
-SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* memory);
+SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, void* memory);
 
 }  // namespace evenkeel

@@ -1,5 +1,5 @@
 // What lies where in the memory of a plan: descriptors as PlanSoftmaxAttention appends them, then
-// the tiles.
+// the tiles, then the tickets.
 #include "attention/kernels/cuda/softmax_attention_plan.h"
 #include "attention/kernels/cuda/softmax_plan_tiles.h"
 
@@ -7,7 +7,7 @@ namespace evenkeel {
 
 size_t PlanMemoryBytes(const SoftmaxAttentionPlan& plan) {
   const int64_t tiles = plan.num_forward_tiles + plan.num_query_tiles + plan.num_key_tiles;
-  return plan.bytes.size() + static_cast<size_t>(tiles) * sizeof(QueryTile);
+  return plan.bytes.size() + static_cast<size_t>(tiles) * sizeof(QueryTile) + sizeof(uint32_t);
 }
 
 SoftmaxPlanPieces PiecesOf(const SoftmaxAttentionPlan& plan, void* memory) {
@@ -32,11 +32,12 @@ SoftmaxPlanPieces PiecesOf(const SoftmaxAttentionPlan& plan, void* memory) {
   pieces.forward_tiles = reinterpret_cast<QueryTile*>(batches + plan.num_batches);
   pieces.query_tiles = pieces.forward_tiles + plan.num_forward_tiles;
   pieces.key_tiles = reinterpret_cast<KeyTile*>(pieces.query_tiles + plan.num_query_tiles);
+  pieces.forward_tickets = reinterpret_cast<uint32_t*>(pieces.key_tiles + plan.num_key_tiles);
   return pieces;
 }
 
-SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* memory) {
-  const SoftmaxPlanPieces pieces = PiecesOf(plan, const_cast<void*>(memory));
+SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, void* memory) {
+  const SoftmaxPlanPieces pieces = PiecesOf(plan, memory);
   SoftmaxAttentionPlanView view;
   view.tiling = plan.tiling;
   view.num_forward_tiles = plan.num_forward_tiles;
@@ -47,6 +48,7 @@ SoftmaxAttentionPlanView ViewOf(const SoftmaxAttentionPlan& plan, const void* me
   view.query_tiles = pieces.query_tiles;
   view.key_tiles = pieces.key_tiles;
   view.tasks = pieces.tasks;
+  view.forward_tickets = pieces.forward_tickets;
   return view;
 }
 

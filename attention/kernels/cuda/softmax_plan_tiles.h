@@ -26,6 +26,7 @@ struct SoftmaxPlanPieces {
   QueryTile* forward_tiles = nullptr;
   QueryTile* query_tiles = nullptr;
   KeyTile* key_tiles = nullptr;
+  uint32_t* forward_tickets = nullptr;
 };
 
 // `memory` as in ViewOf.
@@ -127,6 +128,7 @@ EK_HOST_DEVICE inline void MakeKeyTile(const SoftmaxPlanPieces& plan, int32_t in
 
 // `index` runs through the tiles of all kinds, see NumPlanTiles.
 EK_HOST_DEVICE inline void MakePlanTile(const SoftmaxPlanPieces& plan, int64_t index) {
+  if (index == 0) *plan.forward_tickets = 0;
   if (index < plan.num_forward_tiles) {
     MakeForwardTile(plan, static_cast<int32_t>(index));
     return;
