@@ -128,19 +128,27 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
       const int row = first_row + half * 8;
-      if (row >= tile.q_rows) continue;
       const int64_t token = int64_t{tile.q_begin} + row;
-      if (lane % 4 == 0) {
+      if (lane % 4 == 0 && row < tile.q_rows) {
         p.lse[token * p.num_heads + tile.head] =
             sum > 0.0f ? rows.max[half] * p.scale + logf(sum) : -INFINITY;
       }
-      Bf16* out = static_cast<Bf16*>(p.out) + token * p.out_stride + tile.head * p.value_dim +
-                  (lane % 4) * 2;
+      Bf16* const out = static_cast<Bf16*>(p.out) + token * p.out_stride + tile.head * p.value_dim;
+      // Two lanes exchange halves first, so that each writes four columns, and four lanes a sector.
+      const bool odd = lane % 2 != 0;
+      const int lane_column = odd ? 8 + (lane % 4 - 1) * 2 : lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        if (n * 8 >= p.value_dim) break;
-        *reinterpret_cast<uint32_t*>(out + n * 8) =
+      for (int n = 0; n < kDim / 8; n += 2) {
+        const uint32_t left =
             PackBf16(o[n * 4 + half * 2] * inverse, o[n * 4 + half * 2 + 1] * inverse);
+        const uint32_t right =
+            PackBf16(o[n * 4 + 4 + half * 2] * inverse, o[n * 4 + 5 + half * 2] * inverse);
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? left : right, 1);
+        const int column = n * 8 + lane_column;
+        if (row < tile.q_rows && column < p.value_dim) {
+          *reinterpret_cast<uint2*>(out + column) =
+              odd ? make_uint2(other, right) : make_uint2(left, other);
+        }
       }
     }
   }
