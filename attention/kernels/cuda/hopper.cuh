@@ -29,19 +29,34 @@ __device__ __forceinline__ void WaitForEarlierGrids() {
 #endif
 }
 
+struct LaunchOptions {
+  bool early = false;
+  int cluster = 1;  // blocks of a cluster
+};
+
 template <typename... Arguments>
 cudaError_t LaunchKernel(void (*kernel)(Arguments...), dim3 grid, int threads, int shared_bytes,
-                         bool early, cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+                         const LaunchOptions& options, cudaStream_t stream,
+                         const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (options.early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (options.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(options.cluster);
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -89,6 +104,50 @@ __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap* map,
         "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row)
         : "memory");
   }
+}
+
+// The place of this block in its cluster.
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Waits until all threads of the cluster's blocks are here.
+__device__ __forceinline__ void ClusterSync() {
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+}
+
+// Where another block of the cluster has what this one has at `shared`.
+__device__ __forceinline__ uint32_t AddressInPeer(uint32_t shared, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+  return address;
+}
+
+// barrier: AddressInPeer. Orders nothing but what the tensor cores and the copy engine read before.
+__device__ __forceinline__ void ArriveAtPeer(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Writes a word to another block; its barrier counts 4 bytes. Both: AddressInPeer.
+__device__ __forceinline__ void SendWord(uint32_t address, uint32_t word, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
+          address),
+      "r"(word), "r"(barrier)
+      : "memory");
+}
+
+// As CopyBox, to the same place in both blocks of a cluster of two; the barrier of each counts the
+// bytes.
+__device__ __forceinline__ void CopyBoxToBoth(uint32_t shared, const CUtensorMap* map,
+                                              uint32_t barrier, int column, int head, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(head), "r"(row), "h"(static_cast<uint16_t>(3))
+      : "memory");
 }
 
 // Starts copying a tile of kRows x kCols; the barrier expects its bytes and `more`. What lies past

@@ -406,7 +406,7 @@ cudaError_t LaunchScanStates(const LightningProblem& problem, int num_passes, St
   const auto kernel = scan == StateScan::kReplace       ? ScanStatesKernel<StateScan::kReplace>
                       : scan == StateScan::kReplaceOpen ? ScanStatesKernel<StateScan::kReplaceOpen>
                                                         : ScanStatesKernel<StateScan::kLast>;
-  return LaunchKernel(kernel, grid, 128, 0, early, stream, problem);
+  return LaunchKernel(kernel, grid, 128, 0, {.early = early}, stream, problem);
 }
 
 cudaError_t LaunchSegmentOutputs(const LightningProblem& problem, int num_passes, int column_tiles,

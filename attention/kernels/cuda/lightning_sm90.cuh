@@ -166,8 +166,8 @@ inline cudaError_t Launch(void (*kernel)(Arguments...), int64_t blocks, int shar
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
-  return LaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, shared_bytes, early,
-                      stream, arguments...);
+  return LaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, shared_bytes,
+                      {.early = early}, stream, arguments...);
 }
 
 inline cudaError_t Encode(CUtensorMap* map, const Bf16* data, int64_t stride,

@@ -47,7 +47,7 @@ int PaddedDim(int head_dim, int value_dim) {
   return dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
 }
 
-// One block per query tile and head, one warp per row.
+// One block per query tile and head; tile_rows: a multiple of 32.
 __global__ void RowStatisticsKernel(const __grid_constant__ SoftmaxBackwardParams b, float* lse,
                                     float* delta, int tile_rows) {
   const SoftmaxForwardParams& p = b.forward;
@@ -55,24 +55,36 @@ __global__ void RowStatisticsKernel(const __grid_constant__ SoftmaxBackwardParam
   const QueryTile tile = p.plan.query_tiles[tile_index];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int first_seeing = tile.num_keys > 0 ? 1 - tile.visible : tile_rows;  // a key
-  for (int row = warp; row < tile_rows; row += blockDim.x / 32) {
+  // A lane takes 8 columns, a warp as many rows at a time as it has lanes for.
+  const int chunks = p.value_dim / 8;
+  int lanes = 1;
+  while (lanes < chunks) lanes *= 2;
+  const int rows_at_once = 32 / lanes, chunk = lane % lanes;
+  for (int first = warp * rows_at_once; first < tile_rows;
+       first += static_cast<int>(blockDim.x) / 32 * rows_at_once) {
+    const int row = first + lane / lanes;
     const int64_t token = int64_t{tile.q_begin} + row;
     float sum = 0.0f;
     // exp2(s - infinity) = 0: rows past the end and rows without keys take part in nothing.
     float row_lse = INFINITY;
     if (row < tile.q_rows) {
-      const Bf16* out = static_cast<const Bf16*>(p.out) + token * p.out_stride + head * p.value_dim;
-      const Bf16* dout =
-          static_cast<const Bf16*>(b.dout) + token * b.dout_stride + head * p.value_dim;
-      for (int i = lane; i < p.value_dim / 2; i += 32) {
-        const float2 x = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(out)[i]);
-        const float2 y = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(dout)[i]);
-        sum += x.x * y.x + x.y * y.y;
+      if (chunk < chunks) {
+        const int64_t column = int64_t{head} * p.value_dim + chunk * 8;
+        const uint4 out = *reinterpret_cast<const uint4*>(static_cast<const Bf16*>(p.out) +
+                                                          token * p.out_stride + column);
+        const uint4 dout = *reinterpret_cast<const uint4*>(static_cast<const Bf16*>(b.dout) +
+                                                           token * b.dout_stride + column);
+        const uint32_t x[4] = {out.x, out.y, out.z, out.w}, y[4] = {dout.x, dout.y, dout.z, dout.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 u = UnpackBf16(x[i]), v = UnpackBf16(y[i]);
+          sum += u.x * v.x + u.y * v.y;
+        }
       }
       if (row >= first_seeing) row_lse = p.lse[token * p.num_heads + head] * kLog2E;
     }
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (lane == 0) {
+    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (chunk == 0) {
       lse[int64_t{blockIdx.x} * tile_rows + row] = row_lse;
       delta[int64_t{blockIdx.x} * tile_rows + row] = sum;
     }

@@ -28,8 +28,10 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
                                         const ForwardTiles& tiles, const ForwardWork& work,
                                         int consumer) {
   constexpr int kDim = Shape::kHeadDim, kKeys = Shape::kKeys;
-  // Measured: at 64 looking whether outputs must be multiplied costs more than it saves; at 256
-  // the exponentials are in the way of the products.
+  // Measured (docs/kernels.md): at 64 looking whether outputs must be multiplied costs more than it
+  // saves, and so does code of its own for blocks that need no mask, which at 128 is worth 5 %; at
+  // 256 the exponentials are in the way of the products.
+  constexpr bool kMaskedApart = kDim > 64;
   constexpr int kSlack = kDim <= 64 ? 0 : 8, kByProducts = kDim <= 128 ? 0 : 1;
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   const int first_row = consumer * 64 + warp * 16 + lane / 4;
@@ -38,6 +40,13 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
   const auto release = [&](uint64_t& barrier) {
     __syncwarp();
     if (lane == 0) Arrive(SharedAddress(&barrier));
+  };
+  // Of keys or values, in all blocks that they are copied to.
+  const auto release_keys = [&](uint64_t& barrier) {
+    release(barrier);
+    if (Shape::kCluster > 1 && lane == 0) {
+      ArriveAtPeer(AddressInPeer(SharedAddress(&barrier), ClusterRank() ^ 1));
+    }
   };
   const auto wait_turn = [&] { NamedBarrierSync(kTurnBarrier + consumer, 256); };
   const auto pass_turn = [&] { NamedBarrierArrive(kTurnBarrier + 1 - consumer, 256); };
@@ -69,7 +78,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
       StartScores<Shape>(s, q_rows, tiles.k + place.stage * Shape::kTileBytes);
       pass_turn();
       WgmmaWait<0>();
-      release(b.k_empty[place.stage]);
+      release_keys(b.k_empty[place.stage]);
       if (block >= masked_from) Mask<kKeys, 8>(s, visible - block * kKeys, lane);
       // The last key ends the block for rows whose diagonal is past it.
       const int valid = num_keys - block * kKeys;
@@ -96,15 +105,20 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
         StartOutput<Shape>(o, probabilities, tiles.v + now.stage * Shape::kTileBytes);
         pass_turn();
         WgmmaWait<1>();
-        release(b.k_empty[place.stage]);
-        if (block >= masked_from) {
-          Mask<kKeys, 8>(s, visible - block * kKeys, lane);
-          TakeExponentials<kKeys, kSlack, 0>(s, rows, scale, shrink);
+        release_keys(b.k_empty[place.stage]);
+        if constexpr (kMaskedApart) {
+          if (block >= masked_from) {
+            Mask<kKeys, 8>(s, visible - block * kKeys, lane);
+            TakeExponentials<kKeys, kSlack, 0>(s, rows, scale, shrink);
+          } else {
+            TakeExponentials<kKeys, kSlack, kByProducts>(s, rows, scale, shrink);
+          }
         } else {
-          TakeExponentials<kKeys, kSlack, kByProducts>(s, rows, scale, shrink);
+          if (block >= masked_from) Mask<kKeys, 8>(s, visible - block * kKeys, lane);
+          TakeExponentials<kKeys, kSlack, 0>(s, rows, scale, shrink);
         }
         WgmmaWait<0>();
-        release(b.v_empty[now.stage]);
+        release_keys(b.v_empty[now.stage]);
         if (kSlack == 0 || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
           for (int i = 0; i < kDim / 2; ++i) o[i] *= shrink[(i >> 1) & 1];
@@ -115,7 +129,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
       WaitBarrier(SharedAddress(&b.v_full[place.stage]), place.parity);
       StartOutput<Shape>(o, probabilities, tiles.v + place.stage * Shape::kTileBytes);
       WgmmaWait<0>();
-      release(b.v_empty[place.stage]);
+      release_keys(b.v_empty[place.stage]);
       place.Advance();
     } else {
       release(b.q_empty);
@@ -164,47 +178,52 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ uint8_t shared[];
   __shared__ ForwardBarriers b;
   __shared__ ForwardWork work;
+  __shared__ uint32_t mail;
   ForwardTiles tiles;
   tiles.q = (SharedAddress(shared) + 1023) / 1024 * 1024;
   tiles.k = tiles.q + Shape::kQBytes;
   tiles.v = tiles.k + Shape::kStages * Shape::kTileBytes;
   if (threadIdx.x == 0) {
     constexpr int kConsumerWarps = Shape::kConsumers * 4;
+    InitBarrier(SharedAddress(&b.ticket_full), 1);
+    InitBarrier(SharedAddress(&b.ticket_empty), 1);
     InitBarrier(SharedAddress(&b.q_full), 1);
     InitBarrier(SharedAddress(&b.q_empty), kConsumerWarps);
     for (int i = 0; i < Shape::kStages; ++i) {
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
       InitBarrier(SharedAddress(&b.v_full[i]), 1);
-      InitBarrier(SharedAddress(&b.k_empty[i]), kConsumerWarps);
-      InitBarrier(SharedAddress(&b.v_empty[i]), kConsumerWarps);
+      InitBarrier(SharedAddress(&b.k_empty[i]), kConsumerWarps * Shape::kCluster);
+      InitBarrier(SharedAddress(&b.v_empty[i]), kConsumerWarps * Shape::kCluster);
     }
     FenceSharedForAsync();
   }
   __syncthreads();
+  if constexpr (Shape::kCluster > 1) ClusterSync();
   if (threadIdx.x < 128) {
     LowerRegisters<40>();  // with twice 232 the 504 of three warpgroups at launch: more would wait
-    if (threadIdx.x == 0) ProduceForward<Shape>(p, maps, b, tiles, work);
+    if (threadIdx.x == 0) ProduceForward<Shape>(p, maps, b, tiles, work, mail);
   } else {
     RaiseRegisters<232>();
     Consume<Shape>(p, b, tiles, work, threadIdx.x / 128 - 1);
   }
+  // The other block may still arrive here.
+  if constexpr (Shape::kCluster > 1) ClusterSync();
 #endif
 }
 
-template <int kDim>
+template <typename Shape>
 cudaError_t Launch(const SoftmaxForwardParams& p, cudaStream_t stream) {
-  using Shape = ForwardShape<kDim>;
   if (p.plan.tiling.forward_queries != Shape::kQueries) return cudaErrorInvalidValue;
   ForwardTensorMaps maps;
   cudaError_t error =
       EncodeTensorMap(&maps.q, p.q, p.q_rows, p.num_heads, p.head_dim, p.q_stride, Shape::kQueries);
   if (error == cudaSuccess) {
     error = EncodeTensorMap(&maps.k, p.k, p.kv_rows, p.num_kv_heads, p.head_dim, p.k_stride,
-                            Shape::kKeys);
+                            Shape::kKeys / Shape::kCluster);
   }
   if (error == cudaSuccess) {
     error = EncodeTensorMap(&maps.v, p.v, p.kv_rows, p.num_kv_heads, p.value_dim, p.v_stride,
-                            Shape::kKeys);
+                            Shape::kKeys / Shape::kCluster);
   }
   if (error != cudaSuccess) return error;
   int device = 0, multiprocessors = 0;
@@ -218,19 +237,25 @@ cudaError_t Launch(const SoftmaxForwardParams& p, cudaStream_t stream) {
                                  Shape::kSharedBytes);
   }
   if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(
-      std::min<int64_t>(multiprocessors, p.plan.num_forward_tiles * p.num_heads));
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(p, maps);
-  return cudaGetLastError();
+  const int64_t clusters =
+      std::min<int64_t>(multiprocessors, p.plan.num_forward_tiles * p.num_heads) / Shape::kCluster;
+  LaunchOptions options;
+  options.cluster = Shape::kCluster;
+  return LaunchKernel(kernel, dim3(static_cast<unsigned>(clusters * Shape::kCluster)),
+                      Shape::kThreads, Shape::kSharedBytes, options, stream, p, maps);
 }
 
 }  // namespace
 
 cudaError_t LaunchSoftmaxForwardSm90(const SoftmaxForwardParams& p, cudaStream_t stream) {
   const int dim = std::max(p.head_dim, p.value_dim);
-  if (dim <= 64) return Launch<64>(p, stream);
-  if (dim <= 128) return Launch<128>(p, stream);
-  return Launch<256>(p, stream);
+  if (dim <= 64) return Launch<ForwardShape<64, 1>>(p, stream);
+  if (dim > 128) return Launch<ForwardShape<256, 1>>(p, stream);
+  // Clusters save energy where keys and values are read fastest for what is multiplied
+  // (docs/kernels.md).
+  const bool even_group = p.num_heads / p.num_kv_heads % 2 == 0;
+  if (even_group) return Launch<ForwardShape<128, 2>>(p, stream);
+  return Launch<ForwardShape<128, 1>>(p, stream);
 }
 
 }  // namespace evenkeel
