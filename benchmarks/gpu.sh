@@ -266,19 +266,20 @@ our_step() {
 }
 
 # step WHO PRESET SEQUENCE BATCH RECOMPUTE STEPS: one line, or one that says what went wrong. WHO: ours,
-# fp8 (ours, with products in FP8) or peer.
+# fp8 (ours, with products in FP8), peer or peer-clip (which clips the gradient as we do).
 step() {
-  local who=$1 code=0 peer line log
+  local who=$1 code=0 peer line log clip=()
   shift
   if [[ ! "$1 $2 $3 $4" =~ ${STEPS_FILTER:-.} ]]; then return 0; fi
   log=$out/logs/steps-$who-$1-$2-$3-$4.log
-  if [[ $who != peer ]]; then
+  if [[ $who != peer* ]]; then
     peer=evenkeel
     our_step "$@" "${who/ours/bf16}" >"$log" 2>"$log.err" </dev/null || code=$?
   else
     peer=torch.compile
-    limited 240 python3 -W ignore benchmarks/peers/gpu_train_step.py "$@" >"$log" 2>"$log.err" \
-      </dev/null || code=$?
+    if [[ $who == peer-clip ]]; then clip=(clip); fi
+    limited 240 python3 -W ignore benchmarks/peers/gpu_train_step.py "$@" "${clip[@]}" >"$log" \
+      2>"$log.err" </dev/null || code=$?
   fi
   line=$(grep '^{' "$log" | tail -n 1) || true
   if [[ $code == 0 && -n $line ]]; then
@@ -292,7 +293,7 @@ step() {
   printf '"recompute": "%s", "products": "%s", "error": "%s"}\n' "$4" "${who/ours/bf16}" \
     "$(reason "$code")" >>"$lines"
   # A peer that fails says nothing against us.
-  if [[ $who != peer ]]; then
+  if [[ $who != peer* ]]; then
     fail "steps $who $*: $(reason "$code") ($log.err)"
   else
     say "the peer of $*: $(reason "$code") ($log.err)"
@@ -309,6 +310,7 @@ run_steps() {
     step fp8 1b 8192 2 none 10
     if ((peer)); then step peer 1b 8192 2 none 10; fi
   done
+  if ((peer)); then step peer-clip 1b 8192 2 none 10; fi
   for case in "1b 32768 1" "160m 8192 4"; do
     # shellcheck disable=SC2086
     step ours $case none 10

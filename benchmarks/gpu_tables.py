@@ -89,7 +89,8 @@ def steps_tables(lines):
             return median([run[key] for run in of if key in run])
 
         ours = [run for run in runs if run["peer"] == OURS and run.get("products") != "fp8"]
-        theirs = [run for run in runs if run["peer"] != OURS]
+        clipping = [run for run in runs if "clipping" in run["peer"]]
+        theirs = [run for run in runs if run["peer"] != OURS and run not in clipping]
         in_fp8 = [run for run in runs if run.get("products") == "fp8"]
         rate, their_rate = (middle(side, "tokens_per_s") for side in (ours, theirs))
         flops, share = middle(ours, "model_tflops"), ratio(rate, their_rate)
@@ -110,6 +111,10 @@ def steps_tables(lines):
                       text(middle(in_fp8, "model_tflops")), text(middle(in_fp8, "mfu"), 3),
                       text(middle(in_fp8, "peak_GiB"), 1), "ours, bf16", text(rate), text(flops),
                       text(middle(ours, "peak_GiB"), 1), text(ratio(fp8_rate, rate), 2))
+        if clipping and ours:
+            clipped_rate = middle(clipping, "tokens_per_s")
+            table.notes.append(f"{preset} {seq} x {batch}, the peer clipping the gradient as we do: "
+                               f"{text(clipped_rate)} tokens/s, ratio {text(ratio(rate, clipped_rate), 3)}.")
         if len(ours) > 1 and share:
             each = "; ".join(name + " " + ", ".join(text(run.get("tokens_per_s")) for run in side)
                              for name, side in (("ours", ours), ("peer", theirs)))

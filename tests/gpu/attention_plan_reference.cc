@@ -51,19 +51,24 @@ std::vector<QueryTile> ForwardTiles(const AttentionTask* tasks, int64_t num_task
   }
   std::vector<const Document*> documents;
   for (const auto& [first_key, document] : by_first_key) documents.push_back(&document);
-  std::stable_sort(documents.begin(), documents.end(),
-                   [](const Document* a, const Document* b) { return a->most > b->most; });
+  int64_t longest = 0;
+  for (const Document* document : documents) longest = std::max(longest, document->most);
+  const auto longer = [&](const Document* a, const Document* b) {
+    return a->most / (longest / kBuckets + 1) > b->most / (longest / kBuckets + 1);
+  };
+  std::stable_sort(documents.begin(), documents.end(), longer);
 
   std::vector<QueryTile> tiles;
   for (size_t d = 0; d < documents.size();) {
     const size_t begin = tiles.size();
-    const int64_t width = documents[d]->most / kBuckets + 1;
-    int64_t keys = 0;
+    int64_t keys = 0, most = 0;
     do {
       keys += documents[d]->most;
+      most = std::max(most, documents[d]->most);
       tiles.insert(tiles.end(), documents[d]->tiles.begin(), documents[d]->tiles.end());
       ++d;
     } while (d < documents.size() && keys + documents[d]->most <= tiling.cached_keys);
+    const int64_t width = most / kBuckets + 1;
     std::stable_sort(tiles.begin() + static_cast<int64_t>(begin), tiles.end(),
                      [&](const QueryTile& a, const QueryTile& b) {
                        return a.num_keys / width > b.num_keys / width;

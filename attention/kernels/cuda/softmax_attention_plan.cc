@@ -10,7 +10,8 @@
 namespace evenkeel {
 namespace {
 
-// Lengths that a batch of the forward pass tells apart, so many that blocks end together.
+// Lengths that the forward pass tells apart: of batches, and of the tiles of one. So many that
+// blocks end together.
 constexpr int32_t kBuckets = 64;
 
 // Blocks that run at the same time, about: plans do not ask the GPU. (An H100
@@ -26,7 +27,8 @@ constexpr T CeilDiv(T a, T b) {
 struct KeyGroup {
   int32_t begin;
   int32_t end;
-  int32_t keys;  // that the tile with the most sees
+  int32_t keys;    // that the tile with the most sees
+  int32_t bucket;  // 0 has the most keys
 };
 
 // Query tiles [top - num_tiles + 1, top] of a task, whose numbers of keys are of one bucket.
@@ -50,8 +52,8 @@ struct KeyRunWork {
 // What a plan works with; PlanSoftmaxAttention says how long it lives.
 struct Scratch {
   std::vector<PlannedTask> listed;
-  RadixOrder order, group_order;
-  std::vector<KeyGroup> groups;
+  RadixOrder order;
+  std::vector<KeyGroup> groups, sorted_groups;
   std::vector<QueryCut> cuts, sorted_cuts;
   std::vector<QueryStretch> stretches;
   std::vector<KeyRunWork> runs;
@@ -108,18 +110,18 @@ void CutTask(const PlannedTask& task, int32_t index, int32_t rows, int32_t width
   }
 }
 
-// Sorts cuts by bucket; equals stay in order.
-void SortCuts(Scratch& scratch) {
+// Puts elements in the order of their buckets; equals stay in order.
+template <typename T>
+void SortByBucket(const std::vector<T>& elements, std::vector<T>& sorted) {
   std::array<int32_t, kBuckets + 2> begins = {};
-  for (const QueryCut& cut : scratch.cuts) ++begins[cut.bucket + 1];
+  for (const T& element : elements) ++begins[element.bucket + 1];
   for (size_t b = 1; b < begins.size(); ++b) begins[b] += begins[b - 1];
-  scratch.sorted_cuts.resize(scratch.cuts.size());
-  for (const QueryCut& cut : scratch.cuts) scratch.sorted_cuts[begins[cut.bucket]++] = cut;
-  scratch.cuts.swap(scratch.sorted_cuts);
+  sorted.resize(elements.size());
+  for (const T& element : elements) sorted[begins[element.bucket]++] = element;
 }
 
-// Groups of tasks by their first key, those with the most keys first; equals by that key.
-const std::vector<RadixOrder::Item>& FindKeyGroups(Scratch& scratch) {
+// Groups of tasks by their first key, in the order of that.
+void FindKeyGroups(Scratch& scratch) {
   const std::vector<PlannedTask>& listed = scratch.listed;
   scratch.order.Reserve(listed.size());
   for (size_t t = 0; t < listed.size(); ++t) {
@@ -128,19 +130,17 @@ const std::vector<RadixOrder::Item>& FindKeyGroups(Scratch& scratch) {
   const std::vector<RadixOrder::Item>& sorted = scratch.order.Sort();
   scratch.groups.clear();
   const auto count = static_cast<int32_t>(sorted.size());
+  int32_t most = 0;
   for (int32_t begin = 0, end = 0; begin < count; begin = end) {
     int32_t keys = 0;
     for (; end < count && sorted[end].key == sorted[begin].key; ++end) {
       keys = std::max(keys, MostKeys(listed[sorted[end].index]));
     }
-    scratch.groups.push_back({begin, end, keys});
+    scratch.groups.push_back({begin, end, keys, 0});
+    most = std::max(most, keys);
   }
-  scratch.group_order.Reserve(scratch.groups.size());
-  for (size_t g = 0; g < scratch.groups.size(); ++g) {
-    scratch.group_order.Add(~static_cast<uint64_t>(scratch.groups[g].keys),
-                            static_cast<int32_t>(g));
-  }
-  return scratch.group_order.Sort();
+  const int32_t width = most / kBuckets + 1;
+  for (KeyGroup& group : scratch.groups) group.bucket = kBuckets - group.keys / width;
 }
 
 // Forward tiles come in batches whose keys and values the L2 cache holds, as many heads of them at
@@ -153,33 +153,35 @@ void PlanForward(const SoftmaxAttentionTiling& tiling, Scratch& scratch,
                  SoftmaxAttentionPlan& plan) {
   const std::vector<PlannedTask>& listed = scratch.listed;
   const int32_t rows = tiling.forward_queries;
-  const std::vector<RadixOrder::Item>& order = FindKeyGroups(scratch);
+  FindKeyGroups(scratch);
+  SortByBucket(scratch.groups, scratch.sorted_groups);
+  const std::vector<KeyGroup>& groups = scratch.sorted_groups;
   const auto task_at = [&](int32_t place) { return scratch.order.items()[place].index; };
   scratch.stretches.clear();
   int32_t first_tile = 0;
-  for (size_t begin = 0, end = 0; begin < order.size(); begin = end) {
-    const KeyGroup& longest = scratch.groups[order[begin].index];
-    int64_t keys = longest.keys;
-    for (end = begin + 1; end < order.size(); ++end) {
-      const int32_t more = scratch.groups[order[end].index].keys;
-      if (keys + more > tiling.cached_keys) break;
-      keys += more;
+  for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
+    int32_t most = groups[begin].keys;
+    int64_t keys = most;
+    for (end = begin + 1; end < groups.size(); ++end) {
+      if (keys + groups[end].keys > tiling.cached_keys) break;
+      keys += groups[end].keys;
+      most = std::max(most, groups[end].keys);
     }
     scratch.cuts.clear();
-    if (end - begin == 1 && longest.end - longest.begin == 1) {
+    if (end - begin == 1 && groups[begin].end - groups[begin].begin == 1) {
       // A task alone: its tiles are in order.
-      const int32_t index = task_at(longest.begin);
+      const int32_t index = task_at(groups[begin].begin);
       const int32_t count = CeilDiv(listed[index].q_len, rows);
       scratch.cuts.push_back({0, index, count - 1, count});
     } else {
-      const int32_t width = longest.keys / kBuckets + 1;
+      const int32_t width = most / kBuckets + 1;
       for (size_t g = begin; g < end; ++g) {
-        const KeyGroup& group = scratch.groups[order[g].index];
-        for (int32_t place = group.begin; place < group.end; ++place) {
+        for (int32_t place = groups[g].begin; place < groups[g].end; ++place) {
           CutTask(listed[task_at(place)], task_at(place), rows, width, scratch.cuts);
         }
       }
-      SortCuts(scratch);
+      SortByBucket(scratch.cuts, scratch.sorted_cuts);
+      scratch.cuts.swap(scratch.sorted_cuts);
     }
     QueryStretch stretch = {};
     stretch.batch_begin = first_tile;
