@@ -43,8 +43,9 @@ struct SoftmaxForwardParams {
   bool portable = false;  // the kernel of sm_80 on any GPU
 };
 
-// Enqueues the forward pass. Writes out and lse at the tasks' query rows and nothing else. Returns
-// cudaErrorInvalidValue for sizes outside the limits above.
+// Enqueues the forward pass. Writes out and lse at the tasks' query rows and nothing else, but for
+// the plan's tickets: launches of one plan's memory must not overlap. Returns cudaErrorInvalidValue
+// for sizes outside the limits above.
 cudaError_t LaunchSoftmaxForward(const SoftmaxForwardParams& params, cudaStream_t stream);
 
 // What becomes of dk and dv at the tasks' key rows. A row's gradient is summed over the tasks
