@@ -15,8 +15,8 @@
 
 namespace evenkeel {
 
-// Rows per tile, and rows of keys and values of one head that stay in the L2 cache while the forward
-// pass uses them; a function of the head size alone, see TilingOf.
+// Rows per tile, and rows of keys and values of one head that stay in the L2 cache while the
+// forward pass uses them; a function of the head size alone, see TilingOf.
 struct SoftmaxAttentionTiling {
   int forward_queries = 0;
   int backward_queries = 0;
