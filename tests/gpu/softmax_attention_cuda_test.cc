@@ -105,6 +105,42 @@ TEST_F(SoftmaxAttentionCudaTest, VeryLowScoresAheadOfTheirKeys) {
   }
 }
 
+// Blocks are worked on from the last to the first, so scores that fall with the key's position rise
+// from block to block: what came before is multiplied at every block, at some, or at none.
+TEST_F(SoftmaxAttentionCudaTest, ScoresThatRiseFromBlockToBlock) {
+  constexpr int64_t kRows = 400;
+  const std::vector<AttentionTask> tasks = {{0, kRows, 0, kRows}};
+  for (const int dim : {64, 128, 256}) {
+    for (const double rise : {-0.5, 0.02, 0.1, 0.5, 2.0}) {  // over 16 keys
+      const Shape shape{2, dim == 128 ? 1 : 2, dim, dim, kRows, kRows};
+      std::mt19937 rng(491 + dim);
+      Tensors t = RandomTensors(shape, tasks, rng);
+      for (int64_t i = 0; i < kRows; ++i) {
+        const double score = rise * static_cast<double>(kRows - i) / 16;
+        for (int64_t d = 0; d < 2 * dim; ++d) t.q[i * t.q_stride + d] = ToBits(2.0);
+        for (int64_t d = 0; d < shape.kv_heads * dim; ++d) {
+          t.k[i * t.k_stride + d] = ToBits(score / (2 * std::sqrt(dim)));
+        }
+      }
+      const double scale = 1.0 / std::sqrt(dim);
+      const Reference want = Compute(t, tasks, scale);
+      for (const bool portable : {false, true}) {
+        Results got;
+        ASSERT_NO_FATAL_FAILURE(RunKernels(t, tasks, scale, portable, got));
+        for (int64_t i = 0; i < 2 * kRows; ++i) {
+          ASSERT_NEAR(got.lse[i], want.lse[i], 1e-3) << dim << " " << rise << " " << i;
+        }
+        for (int64_t i = 0; i < kRows; ++i) {
+          for (int64_t d = 0; d < 2 * dim; ++d) {
+            ASSERT_NEAR(FromBits(got.out[i * t.o_stride + d]), want.out[i * 2 * dim + d], 2e-2)
+                << dim << " " << rise << " " << i << " " << d;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_F(SoftmaxAttentionCudaTest, ManySmallDocuments) {
   std::vector<AttentionTask> tasks;
   std::mt19937 rng(5);
