@@ -19,6 +19,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/tensor_map.h"
 #include "attention/kernels/cuda/tile_product.cuh"
+#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel::lightning_sm90 {
 

@@ -20,6 +20,7 @@
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
 #include "attention/kernels/cuda/softmax_backward_block_sm90.cuh"
 #include "attention/kernels/cuda/softmax_backward_products_sm90.cuh"
+#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel {
 

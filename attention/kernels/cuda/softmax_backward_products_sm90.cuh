@@ -10,6 +10,7 @@
 #include "attention/kernels/cuda/mma.cuh"
 #include "attention/kernels/cuda/softmax_attention_cuda.h"
 #include "attention/kernels/cuda/softmax_backward_block_sm90.cuh"
+#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel {
 

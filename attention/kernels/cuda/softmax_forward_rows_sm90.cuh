@@ -9,6 +9,7 @@
 
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
+#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel {
 
