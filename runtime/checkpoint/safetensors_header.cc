@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -84,9 +85,9 @@ class SafetensorsHeaderParser {
     header_.records_.reserve(text_.size() / kMinEntryBytes + 1);
     ++position_;
     for (bool first = true; !TryTake('}'); first = false) {
-      if (!first) EK_RETURN_IF_ERROR(Take(','));
+      if (!first && !TryTake(',')) return Expected(',');
       EK_ASSIGN_OR_RETURN(const Text key, TakeString());
-      EK_RETURN_IF_ERROR(Take(':'));
+      if (!TryTake(':')) return Expected(':');
       EK_RETURN_IF_ERROR(Matches(key, "__metadata__") ? TakeMetadata() : TakeTensor(key));
     }
     SkipSpace();
@@ -111,15 +112,19 @@ class SafetensorsHeaderParser {
   }
 
   std::string StringOf(const Text& text) const { return text_.substr(text.begin, text.size); }
-  bool Matches(const Text& text, const char* literal) const {
-    return text_.compare(text.begin, text.size, literal) == 0;
+  bool Matches(const Text& text, std::string_view literal) const {
+    return text.size == literal.size() && text_.compare(text.begin, text.size, literal) == 0;
   }
 
   void SkipSpace() {
-    while (position_ < text_.size() && (text_[position_] == ' ' || text_[position_] == '\n' ||
-                                        text_[position_] == '\t' || text_[position_] == '\r')) {
-      ++position_;
+    const char* const text = text_.data();
+    const size_t size = text_.size();
+    size_t at = position_;
+    while (at < size &&
+           (text[at] == ' ' || text[at] == '\n' || text[at] == '\t' || text[at] == '\r')) {
+      ++at;
     }
+    position_ = at;
   }
 
   bool TryTake(char c) {
@@ -129,9 +134,8 @@ class SafetensorsHeaderParser {
     return true;
   }
 
-  absl::Status Take(char c) {
-    return TryTake(c) ? absl::OkStatus()
-                      : ErrorAt(position_, absl::StrCat("expected '", std::string(1, c), "'"));
+  absl::Status Expected(char c) const {
+    return ErrorAt(position_, absl::StrCat("expected '", std::string(1, c), "'"));
   }
 
   absl::StatusOr<uint32_t> TakeHex4() {
@@ -163,11 +167,31 @@ class SafetensorsHeaderParser {
     return ErrorAt(start, "half of a surrogate pair");
   }
 
-  // Reads a string and unescapes it where it stands: no escape is shorter than what it means.
+  // Moves past characters of a string that stand for themselves.
+  void SkipPlain() {
+    const char* const text = text_.data();
+    const size_t size = text_.size();
+    size_t at = position_;
+    while (at < size && text[at] != '"' && text[at] != '\\' &&
+           static_cast<unsigned char>(text[at]) >= 0x20) {
+      ++at;
+    }
+    position_ = at;
+  }
+
   absl::StatusOr<Text> TakeString() {
-    EK_RETURN_IF_ERROR(Take('"'));
+    if (!TryTake('"')) return Expected('"');
     const size_t begin = position_;
-    size_t write = begin;
+    SkipPlain();
+    if (position_ >= text_.size() || text_[position_] != '"') return TakeRestOfString(begin);
+    ++position_;
+    return Text{begin, position_ - 1 - begin};
+  }
+
+  // Reads on from the first character of a string from `begin` on that does not stand for itself,
+  // and unescapes it where it stands: no escape is shorter than what it means.
+  absl::StatusOr<Text> TakeRestOfString(size_t begin) {
+    size_t write = position_;
     const auto put = [&](uint32_t byte) { text_[write++] = static_cast<char>(byte); };
     while (true) {
       if (position_ >= text_.size()) return ErrorAt(begin - 1, "string without an end");
@@ -249,12 +273,12 @@ class SafetensorsHeaderParser {
   absl::Status TakeMetadata() {
     if (has_metadata_) return ErrorAt(position_, "a second __metadata__");
     has_metadata_ = true;
-    EK_RETURN_IF_ERROR(Take('{'));
+    if (!TryTake('{')) return Expected('{');
     for (bool first = true; !TryTake('}'); first = false) {
-      if (!first) EK_RETURN_IF_ERROR(Take(','));
+      if (!first && !TryTake(',')) return Expected(',');
       const size_t start = position_;
       EK_ASSIGN_OR_RETURN(const Text key, TakeString());
-      EK_RETURN_IF_ERROR(Take(':'));
+      if (!TryTake(':')) return Expected(':');
       EK_ASSIGN_OR_RETURN(const Text value, TakeString());
       if (!header_.metadata_.emplace(StringOf(key), StringOf(value)).second) {
         return ErrorAt(start, "duplicate key in __metadata__");
@@ -275,7 +299,7 @@ class SafetensorsHeaderParser {
       if (static_cast<unsigned char>(text_[i]) < 0x20 || text_[i] == 0x7f) {
         return ErrorAt(i, "control character in a tensor name");
       }
-      if (i + 3 <= name.begin + name.size && text_.compare(i, 3, "../") == 0) {
+      if (text_[i] == '.' && i + 3 <= name.begin + name.size && text_.compare(i, 3, "../") == 0) {
         return ErrorAt(i, "\"../\" in a tensor name");
       }
     }
@@ -294,11 +318,11 @@ class SafetensorsHeaderParser {
 
   // Leaves the number of elements in `elements`.
   absl::Status TakeShape(Record& record, int64_t& elements) {
-    EK_RETURN_IF_ERROR(Take('['));
+    if (!TryTake('[')) return Expected('[');
     record.shape_begin = static_cast<uint32_t>(position_);
     elements = 1;
     for (bool first = true; !TryTake(']'); first = false) {
-      if (!first) EK_RETURN_IF_ERROR(Take(','));
+      if (!first && !TryTake(',')) return Expected(',');
       EK_ASSIGN_OR_RETURN(const int64_t size, TakeInteger());
       if (__builtin_mul_overflow(elements, size, &elements)) {
         return TensorError(record, "its shape has more than 2^63 - 1 elements");
@@ -308,11 +332,11 @@ class SafetensorsHeaderParser {
   }
 
   absl::Status TakeOffsets(Record& record) {
-    EK_RETURN_IF_ERROR(Take('['));
+    if (!TryTake('[')) return Expected('[');
     EK_ASSIGN_OR_RETURN(record.begin, TakeInteger());
-    EK_RETURN_IF_ERROR(Take(','));
+    if (!TryTake(',')) return Expected(',');
     EK_ASSIGN_OR_RETURN(record.end, TakeInteger());
-    return Take(']');
+    return TryTake(']') ? absl::OkStatus() : Expected(']');
   }
 
   absl::Status TakeTensor(const Text& name) {
@@ -322,12 +346,12 @@ class SafetensorsHeaderParser {
     record.name_size = static_cast<uint32_t>(name.size);
     int64_t elements = 0;
     bool has_type = false, has_shape = false, has_offsets = false;
-    EK_RETURN_IF_ERROR(Take('{'));
+    if (!TryTake('{')) return Expected('{');
     for (bool first = true; !TryTake('}'); first = false) {
-      if (!first) EK_RETURN_IF_ERROR(Take(','));
+      if (!first && !TryTake(',')) return Expected(',');
       const size_t start = position_;
       EK_ASSIGN_OR_RETURN(const Text key, TakeString());
-      EK_RETURN_IF_ERROR(Take(':'));
+      if (!TryTake(':')) return Expected(':');
       if (Matches(key, "dtype") && !std::exchange(has_type, true)) {
         EK_RETURN_IF_ERROR(TakeType(record));
       } else if (Matches(key, "shape") && !std::exchange(has_shape, true)) {
