@@ -14,6 +14,7 @@
 #include "attention/kernels/cuda/softmax_forward_block_sm90.cuh"
 #include "attention/kernels/cuda/softmax_forward_rows_sm90.cuh"
 #include "attention/kernels/cuda/tensor_map.h"
+#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel {
 namespace {
@@ -75,7 +76,8 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
 
       WaitBarrier(SharedAddress(&b.k_full[place.stage]), place.parity);
       wait_turn();
-      StartScores<Shape>(s, q_rows, tiles.k + place.stage * Shape::kTileBytes);
+      StartRowProducts<kDim, Shape::kQueries, kKeys>(s, q_rows,
+                                                     tiles.k + place.stage * Shape::kTileBytes);
       pass_turn();
       WgmmaWait<0>();
       release_keys(b.k_empty[place.stage]);
@@ -100,9 +102,10 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
         place.Advance();
         WaitBarrier(SharedAddress(&b.k_full[place.stage]), place.parity);
         wait_turn();
-        StartScores<Shape>(s, q_rows, tiles.k + place.stage * Shape::kTileBytes);
+        StartRowProducts<kDim, Shape::kQueries, kKeys>(s, q_rows,
+                                                       tiles.k + place.stage * Shape::kTileBytes);
         WaitBarrier(SharedAddress(&b.v_full[now.stage]), now.parity);
-        StartOutput<Shape>(o, probabilities, tiles.v + now.stage * Shape::kTileBytes);
+        StartProduct<kKeys, kDim>(o, probabilities, tiles.v + now.stage * Shape::kTileBytes);
         pass_turn();
         WgmmaWait<1>();
         release_keys(b.k_empty[place.stage]);
@@ -127,7 +130,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
       }
       release(b.q_empty);
       WaitBarrier(SharedAddress(&b.v_full[place.stage]), place.parity);
-      StartOutput<Shape>(o, probabilities, tiles.v + place.stage * Shape::kTileBytes);
+      StartProduct<kKeys, kDim>(o, probabilities, tiles.v + place.stage * Shape::kTileBytes);
       WgmmaWait<0>();
       release_keys(b.v_empty[place.stage]);
       place.Advance();

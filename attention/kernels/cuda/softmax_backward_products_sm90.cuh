@@ -20,14 +20,7 @@ namespace evenkeel {
 template <typename Shape>
 __device__ __forceinline__ void StartScores(float (&acc)[Shape::kQueries / 2], uint32_t key_rows,
                                             uint32_t query_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int d = 0; d < Shape::kHeadDim; d += 16) {
-    const uint32_t within = (d % 64) * 2;
-    Wgmma(acc, OperandDescriptor(key_rows + d / 64 * (Shape::kKeys * 128) + within, 16),
-          OperandDescriptor(query_tile + d / 64 * (Shape::kQueries * 128) + within, 16), d > 0);
-  }
-  WgmmaCommit();
+  StartRowProducts<Shape::kHeadDim, Shape::kKeys, Shape::kQueries>(acc, key_rows, query_tile);
 }
 
 // acc [64 keys, D] += left [64 keys, kQueries] (query tile [kQueries, D]).
@@ -35,13 +28,7 @@ template <typename Shape>
 __device__ __forceinline__ void StartKeyGradient(float (&acc)[Shape::kHeadDim / 2],
                                                  const uint32_t (&left)[Shape::kQueries / 16][4],
                                                  uint32_t query_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int i = 0; i < Shape::kQueries / 16; ++i) {
-    WgmmaRowMajorB(acc, left[i],
-                   OperandDescriptor(query_tile + i * 16 * 128, Shape::kQueries * 128));
-  }
-  WgmmaCommit();
+  StartProduct<Shape::kQueries, Shape::kHeadDim>(acc, left, query_tile);
 }
 
 // A piece of dQ^T, dq [64 of D, 64 queries] = (64 columns of K)^T dS^T; k_columns: a panel of the

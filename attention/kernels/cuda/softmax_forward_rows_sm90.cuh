@@ -9,38 +9,10 @@
 
 #include "attention/kernels/cuda/hopper.cuh"
 #include "attention/kernels/cuda/mma.cuh"
-#include "attention/kernels/cuda/warpgroup_products.cuh"
 
 namespace evenkeel {
 
 #if defined(EK_HAS_SM90A)
-
-// s = Q K^T for the warpgroup's 64 queries; asynchronous.
-template <typename Shape>
-__device__ __forceinline__ void StartScores(float (&s)[Shape::kKeys / 2], uint32_t q_rows,
-                                            uint32_t k_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int d = 0; d < Shape::kHeadDim; d += 16) {
-    const uint32_t within = (d % 64) * 2;
-    Wgmma(s, OperandDescriptor(q_rows + d / 64 * (Shape::kQueries * 128) + within, 16),
-          OperandDescriptor(k_tile + d / 64 * (Shape::kKeys * 128) + within, 16), d > 0);
-  }
-  WgmmaCommit();
-}
-
-// o += P V; asynchronous.
-template <typename Shape>
-__device__ __forceinline__ void StartOutput(float (&o)[Shape::kHeadDim / 2],
-                                            const uint32_t (&p)[Shape::kKeys / 16][4],
-                                            uint32_t v_tile) {
-  WgmmaFence();
-#pragma unroll
-  for (int k = 0; k < Shape::kKeys / 16; ++k) {
-    WgmmaRowMajorB(o, p[k], OperandDescriptor(v_tile + k * 16 * 128, Shape::kKeys * 128));
-  }
-  WgmmaCommit();
-}
 
 // Of the two rows of a thread.
 struct RowState {

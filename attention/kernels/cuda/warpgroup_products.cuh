@@ -238,6 +238,35 @@ __device__ __forceinline__ void WgmmaTransposed(float (&d)[32], uint64_t a, uint
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
+// acc [64, kRightRows] = left right^T over kCols columns; left: 64 rows of a tile of kLeftRows.
+// Asynchronous, a group.
+template <int kCols, int kLeftRows, int kRightRows>
+__device__ __forceinline__ void StartRowProducts(float (&acc)[kRightRows / 2], uint32_t left,
+                                                 uint32_t right) {
+  WgmmaFence();
+#pragma unroll
+  for (int d = 0; d < kCols; d += 16) {
+    const uint32_t within = (d % 64) * 2;
+    Wgmma(acc, OperandDescriptor(left + d / 64 * (kLeftRows * 128) + within, 16),
+          OperandDescriptor(right + d / 64 * (kRightRows * 128) + within, 16), d > 0);
+  }
+  WgmmaCommit();
+}
+
+// acc [64, kCols] += left [64, kRows], in registers, times the tile right [kRows, kCols].
+// Asynchronous, a group.
+template <int kRows, int kCols>
+__device__ __forceinline__ void StartProduct(float (&acc)[kCols / 2],
+                                             const uint32_t (&left)[kRows / 16][4],
+                                             uint32_t right) {
+  WgmmaFence();
+#pragma unroll
+  for (int i = 0; i < kRows / 16; ++i) {
+    WgmmaRowMajorB(acc, left[i], OperandDescriptor(right + i * 16 * 128, kRows * 128));
+  }
+  WgmmaCommit();
+}
+
 #endif  // EK_HAS_SM90A
 
 }  // namespace evenkeel
