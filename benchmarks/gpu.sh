@@ -11,8 +11,8 @@ Builds preset cuda (options -D are passed to cmake), runs the sections named, or
 ends with tables of what they found. The exit code is 0 only if nothing failed.
 
   tests     every GPU test; those of NCCL and of layouts on 2 and 4 ranks, which may share one GPU
-  kernels   attention beside PyTorch's cuDNN, FlashAttention-2 and flash-linear-attention; its errors;
-            a step of decoding beside a plain copy
+  kernels   attention beside PyTorch's cuDNN, FlashAttention-2 and flash-linear-attention, in single
+            launches and at the power limit; its errors; a step of decoding beside a plain copy
   ops       everything around attention, beside a plain copy
   steps     whole training steps beside torch.compile
   error     errors of whole models in bf16 beside PyTorch's, both against float64
@@ -301,7 +301,7 @@ step() {
 }
 
 run_steps() {
-  begin steps 900
+  begin steps 960
   local peer=0 linear_peer=0
   if has "torch, triton"; then peer=1; else leave_out "$no_torch"; fi
   if ((peer)) && has fla; then linear_peer=1; else leave_out "$no_fla"; fi
