@@ -23,7 +23,7 @@ constexpr int kRefresh = 32;  // positions between angles that are computed anew
 // Blocks of a launch, about: all of them are resident on the largest Hopper at once, so that none
 // is left over for a last, nearly empty wave. Constants, so that sums have the same order on every
 // GPU.
-constexpr int64_t kForwardBlocks = 7 * 132;
+constexpr int64_t kForwardBlocks = 6 * 132;
 constexpr int64_t kBackwardBlocks = 5 * 132;
 
 int64_t ColumnBlocks(int64_t columns, int width) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ Columns ColumnsOf(const LrpeParams& p) {
 }
 
 template <Activation kActivation, int kWidth>
-__global__ void __launch_bounds__(kThreads, 7) LrpeForwardKernel(const LrpeParams p, int64_t walk) {
+__global__ void __launch_bounds__(kThreads, 6) LrpeForwardKernel(const LrpeParams p, int64_t walk) {
   using Io = Unit<kWidth>;
   const Columns at = ColumnsOf<kWidth>(p);
   if (at.x >= p.heads * p.head_dim) return;
