@@ -42,8 +42,7 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
     __syncwarp();
     if (lane == 0) Arrive(SharedAddress(&barrier));
   };
-  // Of keys or values, in all blocks that they are copied to. (Of queries every thread arrives, as
-  // each has read `work` by ordinary loads.)
+  // Of keys or values, in all blocks that they are copied to.
   const auto release_keys = [&](uint64_t& barrier) {
     release(barrier);
     if (Shape::kCluster > 1 && lane == 0) {
@@ -129,14 +128,14 @@ __device__ __forceinline__ void Consume(const SoftmaxForwardParams& p, ForwardBa
         }
         RoundToOperand<kKeys>(probabilities, s);
       }
-      Arrive(SharedAddress(&b.q_empty));
+      release(b.q_empty);
       WaitBarrier(SharedAddress(&b.v_full[place.stage]), place.parity);
       StartProduct<kKeys, kDim>(o, probabilities, tiles.v + place.stage * Shape::kTileBytes);
       WgmmaWait<0>();
       release_keys(b.v_empty[place.stage]);
       place.Advance();
     } else {
-      Arrive(SharedAddress(&b.q_empty));
+      release(b.q_empty);
     }
 
 #pragma unroll
@@ -192,7 +191,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     InitBarrier(SharedAddress(&b.ticket_full), 1);
     InitBarrier(SharedAddress(&b.ticket_empty), 1);
     InitBarrier(SharedAddress(&b.q_full), 1);
-    InitBarrier(SharedAddress(&b.q_empty), kConsumerWarps * 32);
+    InitBarrier(SharedAddress(&b.q_empty), kConsumerWarps);
     for (int i = 0; i < Shape::kStages; ++i) {
       InitBarrier(SharedAddress(&b.k_full[i]), 1);
       InitBarrier(SharedAddress(&b.v_full[i]), 1);
