@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -30,6 +31,16 @@ absl::Status ToStatus(ncclResult_t result, const std::string& what) {
   const char* detail = ncclGetLastError(nullptr);
   if (detail != nullptr && *detail != '\0') absl::StrAppend(&message, " (", detail, ")");
   if (result == ncclRemoteError) return absl::UnavailableError(message);
+  // NCCL takes memory of its own when a communicator or a pair of ranks is first used.
+  if (size_t free = 0, total = 0; result == ncclUnhandledCudaError && detail != nullptr &&
+                                  std::strstr(detail, "out of memory") != nullptr &&
+                                  cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(message, "; ", free >> 20, " of ", total >> 20,
+                     " MiB of the GPU are free, and NCCL needs some hundreds: leave more with "
+                     "runtime.recompute=layer, a smaller train.micro_batch_size, more ranks or "
+                     "shorter samples"));
+  }
   return absl::InternalError(message);
 }
 
