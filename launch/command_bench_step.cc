@@ -25,7 +25,17 @@ struct StepOptions : BenchCommon {
 };
 
 const char* NameOf(Recompute recompute) {
-  return recompute == Recompute::kLayer ? "layer" : recompute == Recompute::kMlp ? "mlp" : "none";
+  switch (recompute) {
+    case Recompute::kNone:
+      return "none";
+    case Recompute::kMlp:
+      return "mlp";
+    case Recompute::kAllButAttention:
+      return "all_but_attention";
+    case Recompute::kLayer:
+      return "layer";
+  }
+  return "";
 }
 
 void PrintProfile(const StepPoint& point) {

@@ -240,9 +240,11 @@ void AddSimulateCommand(CLI::App& app, CommandBody* body) {
   command->add_option("--micro-batches", options->micro_batches, "Of a replica; without it, tried")
       ->check(whole);
   AddEnumOption<RecomputePlan>(*command, "--recompute", &study.recompute,
-                               "Activations computed again in the backward pass: none, mlp, layer",
+                               "Activations computed again in the backward pass: none, mlp, "
+                               "all_but_attention, layer",
                                {{"none", RecomputePlan::kNone},
                                 {"mlp", RecomputePlan::kMlp},
+                                {"all_but_attention", RecomputePlan::kAllButAttention},
                                 {"layer", RecomputePlan::kLayer}});
   command->add_option("--element-bytes", study.element_bytes, "Of an activation: 2, 4 or 8")
       ->check(CLI::IsMember({2, 4, 8}))

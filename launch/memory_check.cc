@@ -123,8 +123,9 @@ std::string NearestSettings(const RunConfig& config, const ParallelPlan& plan,
   if (const int64_t micro = need.LargestMicroBatch(configured, memory); micro > 0) {
     return absl::StrCat("train.micro_batch_size=", micro, " fits");
   }
-  for (const auto& [name, recompute] :
-       {std::pair("mlp", Recompute::kMlp), std::pair("layer", Recompute::kLayer)}) {
+  for (const auto& [name, recompute] : {std::pair("mlp", Recompute::kMlp),
+                                        std::pair("all_but_attention", Recompute::kAllButAttention),
+                                        std::pair("layer", Recompute::kLayer)}) {
     if (const int64_t micro = need.LargestMicroBatch(recompute, memory); micro > 0) {
       return absl::StrCat("runtime.recompute=", name, " with train.micro_batch_size=", micro,
                           " fits");

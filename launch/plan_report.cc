@@ -22,6 +22,20 @@ void CountMicroBatches(const TrainConfig& train, PlanReport* report) {
       report->micro_batches * report->plan.mesh.dp - full - report->short_micro_batches;
 }
 
+// What is computed again of a forward pass, in FLOPs of three; the feed-forward is not told apart.
+double FlopsAgain(Recompute recompute, const StepFlops& flops) {
+  switch (recompute) {
+    case Recompute::kNone:
+    case Recompute::kMlp:
+      return 0;
+    case Recompute::kAllButAttention:
+      return flops.matmul;
+    case Recompute::kLayer:
+      return flops.total();
+  }
+  return 0;
+}
+
 // Seconds of each stage, forward and backward, of a full micro-batch. Backward is twice forward,
 // and once more what is computed again.
 StageCosts CostsOfStages(const PlanReport& report) {
@@ -29,7 +43,6 @@ StageCosts CostsOfStages(const PlanReport& report) {
   const int chunks = report.plan.virtual_stages;
   const RunConfig& config = report.config;
   const int64_t samples = std::min(config.train.micro_batch_size, config.train.global_batch_size);
-  const bool again = config.runtime.recompute == Recompute::kLayer;
   StageCosts costs;
   costs.forward.resize(static_cast<size_t>(mesh.pp * chunks));
   costs.backward.resize(costs.forward.size());
@@ -41,12 +54,13 @@ StageCosts CostsOfStages(const PlanReport& report) {
       part.chunks.push_back({report.plan.stage_begin[stage], report.plan.stage_begin[stage + 1]});
       part.is_first = stage == 0;
       part.is_last = stage + 1 == costs.forward.size();
-      const double flops =
-          TrainingFlops(ShapeOf(config.model, part), {config.data.sequence_length}).total() *
-          static_cast<double>(samples) / (mesh.tp * mesh.cp);
-      const double forward = flops / 3 / report.assumed_flops;
-      costs.forward[stage] = forward;
-      costs.backward[stage] = (again ? 3 : 2) * forward;
+      const StepFlops flops =
+          TrainingFlops(ShapeOf(config.model, part), {config.data.sequence_length});
+      const double seconds = static_cast<double>(samples) / (mesh.tp * mesh.cp) / 3 /
+                             report.assumed_flops;  // a FLOP's, of a third of them
+      costs.forward[stage] = flops.total() * seconds;
+      costs.backward[stage] =
+          2 * costs.forward[stage] + FlopsAgain(config.runtime.recompute, flops) * seconds;
     }
   }
   return costs;

@@ -108,7 +108,10 @@ void DescribeRuntime(ConfigFields& fields, RuntimeConfig& config) {
              0, 4096);
   fields.Enum("recompute", &config.recompute,
               "activations computed again in the backward pass to save memory",
-              {{"none", Recompute::kNone}, {"mlp", Recompute::kMlp}, {"layer", Recompute::kLayer}});
+              {{"none", Recompute::kNone},
+               {"mlp", Recompute::kMlp},
+               {"all_but_attention", Recompute::kAllButAttention},
+               {"layer", Recompute::kLayer}});
   fields.Float("timeout_s", &config.timeout_s, "longest wait for other ranks, seconds", 0.01, 1e7);
   fields.Float("lost_after_s", &config.lost_after_s,
                "with dedicated attention servers: a rank that is silent for so long is lost", 0.1,

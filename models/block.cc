@@ -153,24 +153,28 @@ void PreAttentionBackward(const OpContext& context, const BlockSpec& spec,
 
 namespace {
 
-// The first two pieces, into saved.proj and core, which must be there.
+// The first piece, into saved.proj, which must be there.
+void Project(const OpContext& context, const BlockSpec& spec,
+             const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
+             const BlockActivations& saved) {
+  const TraceScope trace(context, "pre-attention");
+  PreAttentionForward(context, spec, weights, layout, saved.x, saved.normed, saved.proj);
+}
+
+// The first two, into saved.proj and core.
 void AttentionForward(const OpContext& context, const BlockSpec& spec,
                       const BlockViews<ConstTensorView>& weights, const TokenLayout& layout,
                       const BlockActivations& saved) {
-  {
-    const TraceScope trace(context, "pre-attention");
-    PreAttentionForward(context, spec, weights, layout, saved.x, saved.normed, saved.proj);
-  }
+  Project(context, spec, weights, layout, saved);
   const TraceScope trace(context, "core attention");
   const ArenaScope scope(context.arena);
   const CoreTensors core = MakeCoreInputs(context, spec, weights, layout, saved.proj);
   CoreForward(context, spec, layout, core, saved.core);
 }
 
-void AllocateAttention(const OpContext& context, const BlockSpec& spec, const TokenLayout& layout,
-                       BlockActivations& saved) {
-  saved.proj = Activations(context, {layout.shards.num_tokens(), spec.projection_width()});
-  saved.core = AllocateCore(context, spec, layout);
+TensorView AllocateProjection(const OpContext& context, const BlockSpec& spec,
+                              const TokenLayout& layout) {
+  return Activations(context, {layout.shards.num_tokens(), spec.projection_width()});
 }
 
 }  // namespace
@@ -180,7 +184,9 @@ void BlockForward(const OpContext& context, const BlockSpec& spec,
                   Recompute recompute, BlockActivations& saved, TensorView y) {
   const Shape stream = saved.x.shape;
   const Arena::Mark before = context.arena.mark();
-  AllocateAttention(context, spec, layout, saved);
+  saved.core = AllocateCore(context, spec, layout);
+  const Arena::Mark kept = recompute == Recompute::kLayer ? before : context.arena.mark();
+  saved.proj = AllocateProjection(context, spec, layout);
   if (recompute == Recompute::kNone) {
     saved.x_mid = Activations(context, stream);
     saved.pair = Activations(context, {layout.shards.num_tokens(), 2 * spec.intermediate_size});
@@ -194,10 +200,10 @@ void BlockForward(const OpContext& context, const BlockSpec& spec,
     const TraceScope trace(context, "post-attention");
     PostAttentionForward(context, spec, weights, layout, saved, y);
   }
-  if (recompute == Recompute::kLayer) {
-    context.arena.Release(before);
+  if (ComputesProjectionAgain(recompute)) {
+    context.arena.Release(kept);
     saved.proj = TensorView();
-    saved.core = CoreSaved();
+    if (recompute == Recompute::kLayer) saved.core = CoreSaved();
   }
 }
 
@@ -209,9 +215,11 @@ void BlockBackward(const OpContext& context, const BlockSpec& spec,
   const int64_t tokens = layout.shards.num_tokens();
   BlockActivations saved = kept;
   if (saved.proj.empty()) {
-    const TraceScope trace(context, "attention again");
-    AllocateAttention(context, spec, layout, saved);
-    AttentionForward(context, spec, weights, layout, saved);
+    const bool keeps_core = !saved.core.out.empty();
+    const TraceScope trace(context, keeps_core ? "projection again" : "attention again");
+    if (!keeps_core) saved.core = AllocateCore(context, spec, layout);
+    saved.proj = AllocateProjection(context, spec, layout);
+    (keeps_core ? Project : AttentionForward)(context, spec, weights, layout, saved);
   }
   TensorView dproj = Workspace(context, {tokens, spec.projection_width()});
   {

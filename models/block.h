@@ -27,10 +27,15 @@ namespace evenkeel {
 
 // Which activations the forward pass keeps for the backward pass, and which are computed again.
 enum class Recompute {
-  kNone,   // keep all
-  kMlp,    // keep the attention's; compute the feed-forward's again
-  kLayer,  // keep each layer's input alone
+  kNone,             // keep all
+  kMlp,              // keep the attention's; compute the feed-forward's again
+  kAllButAttention,  // keep each layer's input and what core attention leaves (CoreSaved)
+  kLayer,            // keep each layer's input alone; where attention is pooled as the one before
 };
+
+inline bool ComputesProjectionAgain(Recompute recompute) {
+  return recompute >= Recompute::kAllButAttention;
+}
 
 // What one layer keeps for its backward pass. Empty views were not kept.
 struct BlockActivations {

@@ -101,6 +101,8 @@ RecomputePlan PlanOf(Recompute recompute) {
       return RecomputePlan::kNone;
     case Recompute::kMlp:
       return RecomputePlan::kMlp;
+    case Recompute::kAllButAttention:
+      return RecomputePlan::kAllButAttention;
     case Recompute::kLayer:
       return RecomputePlan::kLayer;
   }

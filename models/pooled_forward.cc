@@ -22,7 +22,7 @@ class ForwardWalk {
         pass_(pass),
         nanos_(pass.layout),
         scope_(access.context->arena) {
-    if (recompute == Recompute::kLayer) {
+    if (ComputesProjectionAgain(recompute)) {
       projections_ = AlternatingRows(
           *access.context, {pass.layout.shards.num_tokens(), ProjectionWidth(model.block_specs())});
     }
@@ -79,7 +79,7 @@ class ForwardWalk {
     const int64_t tokens = pass_.layout.shards.num_tokens();
     const Shape stream = saved.x.shape;
     saved.core = AllocateCore(context_, spec, pass_.layout);
-    saved.proj = recompute_ == Recompute::kLayer
+    saved.proj = ComputesProjectionAgain(recompute_)
                      ? projections_(local)
                      : Activations(context_, {tokens, spec.projection_width()});
     if (recompute_ != Recompute::kNone) return;
@@ -127,7 +127,7 @@ class ForwardWalk {
 
   // What the backward pass computes again is not there then.
   void Release(const OpenLayer& layer) {
-    if (recompute_ == Recompute::kLayer) SavedOf(layer.local).proj = TensorView();
+    if (ComputesProjectionAgain(recompute_)) SavedOf(layer.local).proj = TensorView();
     model_.store().ReleaseWeights(ParameterLayout::UnitOfLayer(layer.local));
   }
 

@@ -20,6 +20,11 @@ double AttentionSeconds(const AttentionTime& time, int64_t length, int cp) {
   return time.Seconds(first, first) + time.Seconds(last, length);
 }
 
+double BackwardSeconds(const StepCosts& costs, int64_t length, int cp) {
+  return AttentionSeconds(costs.backward, length, cp) +
+         (costs.forward_again ? AttentionSeconds(costs.forward, length, cp) : 0);
+}
+
 struct MicroBatchTime {
   double forward_attention = 0, backward_attention = 0;  // seconds of one layer
   double tokens = 0;                                     // of one rank
@@ -29,7 +34,7 @@ MicroBatchTime TimeOf(const StepCosts& costs, absl::Span<const int64_t> document
   MicroBatchTime time;
   for (int64_t length : documents) {
     time.forward_attention += AttentionSeconds(costs.forward, length, cp);
-    time.backward_attention += AttentionSeconds(costs.backward, length, cp);
+    time.backward_attention += BackwardSeconds(costs, length, cp);
     time.tokens += static_cast<double>(length) / cp;
   }
   return time;
@@ -137,7 +142,7 @@ std::vector<std::vector<int64_t>> PackBalanced(const BaselineSetup& setup, const
   const auto seconds = [&](int64_t length) {
     return (token.forward + token.backward) * static_cast<double>(length) / setup.cp +
            layers * (AttentionSeconds(costs.forward, length, setup.cp) +
-                     AttentionSeconds(costs.backward, length, setup.cp));
+                     BackwardSeconds(costs, length, setup.cp));
   };
   std::vector<int64_t> sorted(documents.begin(), documents.end());
   std::sort(sorted.begin(), sorted.end(), std::greater<>());

@@ -117,7 +117,7 @@ class VolumeCount {
     // input, and the gradient in the middle; scattered the gradients of both inputs.
     int64_t gathers = 6 * layers, scatters = 4 * layers;
     if (recompute_ != RecomputePlan::kNone) scatters += layers;  // the output of attention again
-    if (recompute_ == RecomputePlan::kLayer) gathers += layers;  // the input of attention again
+    if (ComputesProjectionAgain(recompute_)) gathers += layers;  // the input of attention again
     // The embedding's output and its gradient; the head's input and its gradient.
     gathers += shape_.is_first + shape_.is_last;
     scatters += shape_.is_first + shape_.is_last;

@@ -8,7 +8,12 @@
 namespace evenkeel {
 
 // Which activations are computed again in the backward pass (models/block.h).
-enum class RecomputePlan { kNone, kMlp, kLayer };
+enum class RecomputePlan { kNone, kMlp, kAllButAttention, kLayer };
+
+// Where attention is pooled its output is always kept: the last two are one.
+inline bool ComputesProjectionAgain(RecomputePlan recompute) {
+  return recompute >= RecomputePlan::kAllButAttention;
+}
 
 struct ComputeShape {
   int64_t element_bytes = 4;  // of activations

@@ -93,10 +93,8 @@ class PassReplay {
     Add((tp_ > 1 ? kChunksInFlight : 1) * ((chunk_rows + tp_ - 1) / tp_) * width_);
   }
 
-  void KeepAttention(const LayerShape& layer) {
-    // Of a pooled layer the output is kept and, with kLayer, the projection is not.
-    const bool has_projection = !IsPooled(layer) || recompute_ != RecomputePlan::kLayer;
-    Add(mine_ * ((has_projection ? layer.projection_width : 0) + layer.out_width));
+  void KeepCore(const LayerShape& layer) {
+    Add(mine_ * layer.out_width);
     if (layer.has_lse) AddWide(mine_ * layer.num_heads);
     if (layer.is_linear && layout_.mesh.cp > 1) {
       AddWide(tokens_.pieces_before * layer.state_size());
@@ -104,14 +102,16 @@ class PassReplay {
     if (layer.has_output_norm && tp_ > 1) AddWide(mine_);
   }
 
+  void Project(const LayerShape& layer) {
+    const MeterScope scope(meter_);
+    if (!keeps_norms()) AddChunkedRows(chunk_);
+    AddTravel(1);
+    AddFp8(width_ * layer.projection_width);
+    AddFp8Operands(chunk_ * width_);
+  }
+
   void AttentionForward(const LayerShape& layer) {
-    {
-      const MeterScope scope(meter_);
-      if (!keeps_norms()) AddChunkedRows(chunk_);
-      AddTravel(1);
-      AddFp8(width_ * layer.projection_width);
-      AddFp8Operands(chunk_ * width_);
-    }
+    Project(layer);
     const MeterScope scope(meter_);
     Add(mine_ * layer.copied_qk_width);
     if (layer.widens_qk && !compute_.is_gpu) {
@@ -130,7 +130,13 @@ class PassReplay {
 
   void Forward(const LayerShape& layer) {
     const int64_t before = meter_.now();
-    KeepAttention(layer);
+    KeepCore(layer);
+    const int64_t kept =
+        recompute_ == RecomputePlan::kLayer && !IsPooled(layer) ? before : meter_.now();
+    // Of a pooled layer a projection that is not kept is in the pool's arena.
+    if (!IsPooled(layer) || !ComputesProjectionAgain(recompute_)) {
+      Add(mine_ * layer.projection_width);
+    }
     if (keeps_mlp()) Add(stream_ * width_ + 2 * mine_ * layer.intermediate_size);
     if (keeps_norms()) Add(2 * stream_ * width_);
     AttentionForward(layer);
@@ -144,15 +150,17 @@ class PassReplay {
       AddFp8(width_ * (layer.out_width + 3 * layer.intermediate_size));
       AddFp8Operands(chunk_ * std::max(layer.out_width, width_ + layer.intermediate_size));
     }
-    if (recompute_ == RecomputePlan::kLayer && !IsPooled(layer)) meter_.Release(before);
+    if (ComputesProjectionAgain(recompute_)) meter_.Release(kept);
   }
 
   void Backward(const LayerShape& layer) {
     const MeterScope scope(meter_);
     if (IsPooled(layer)) return PooledBackward(layer);
-    if (recompute_ == RecomputePlan::kLayer) {
-      KeepAttention(layer);
-      AttentionForward(layer);
+    if (ComputesProjectionAgain(recompute_)) {
+      const bool keeps_core = recompute_ == RecomputePlan::kAllButAttention;
+      if (!keeps_core) KeepCore(layer);
+      Add(mine_ * layer.projection_width);
+      keeps_core ? Project(layer) : AttentionForward(layer);
     }
     Add(mine_ * layer.projection_width);
     {
@@ -201,7 +209,7 @@ class PassReplay {
     for (const LayerShape& layer : shape_.layers) {
       if (IsPooled(layer)) width = layer.projection_width;
     }
-    const int64_t projections = recompute_ == RecomputePlan::kLayer ? 4 : 2;
+    const int64_t projections = ComputesProjectionAgain(recompute_) ? 4 : 2;
     return mine_ * (projections * width + shape_.pooled->out_width) * compute_.element_bytes +
            ServerBufferBytes(*shape_.pooled, layout_, tokens_, compute_, PoolRole::kMesh);
   }

@@ -70,8 +70,8 @@ class Pricer {
         Piece(projection, 0, kPreCollectives), Piece(all - projection, core, kPostCollectives), {}};
     if (options_.recompute == RecomputePlan::kMlp) {
       cost.post.backward += Product(mlp) + collective_;
-    } else if (options_.recompute == RecomputePlan::kLayer) {
-      // All but core attention, whose output is kept.
+    } else if (ComputesProjectionAgain(options_.recompute)) {
+      // All but core attention, which is StepCosts' forward_again.
       cost.pre.backward += cost.pre.forward;
       cost.post.backward += Product(all - projection) + 2 * collective_;
     }
@@ -171,6 +171,7 @@ absl::StatusOr<StepCosts> PriceStep(const ModelShape& shape, const ClusterShape&
         AttentionCost::PerPair(kBackwardFlops * size / cluster.attention_backward_flops),
         cluster.attention_tile};
   }
+  costs.forward_again = options.recompute == RecomputePlan::kLayer;
   costs.piece_overhead = cluster.piece_overhead;
   costs.copy_seconds_per_byte = 1 / cluster.copy_bytes_per_second;
   costs.flops_per_token = 6 * static_cast<double>(shape.num_matmul_parameters);

@@ -53,6 +53,7 @@ struct StepCosts {
   AttentionTokenBytes token_bytes;  // of one layer
   double stage_bytes = 0;           // a token, from stage to stage
   AttentionTime forward, backward;
+  bool forward_again = false;        // in the backward pass, where attention is not pooled
   double piece_overhead = 0;         // seconds
   double copy_seconds_per_byte = 0;  // of packing and unpacking: read and written
   double step_seconds = 0;           // of a step, whatever its tokens

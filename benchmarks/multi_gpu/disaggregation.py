@@ -35,7 +35,7 @@ class Size:
 
 FULL = Size("configs/llama3_8b.yaml",
             ["model.num_layers=4", "model.vocab_size=32000", "model.max_position_embeddings=524288"],
-            "layer", "configs/clusters/h100.yaml", [],
+            "all_but_attention", "configs/clusters/h100.yaml", [],
             ["--q-lens", "128,1024,8192", "--kv-lens", "128,1024,8192,65536,131072", "--runs", "2"],
             [65536, 131072, 32768, 262144, 524288],
             {32768: 65536, 65536: 65536, 131072: 131072, 262144: 131072, 524288: 131072})

@@ -28,7 +28,8 @@ class GpuTest(EndToEndTest):
                 self.skipTest("no GPU")
 
     def test_resuming_gives_the_same_bits(self):
-        for name, changes in (("keep", {}), ("again", {"runtime__recompute": "layer"})):
+        for name, changes in (("keep", {}), ("again", {"runtime__recompute": "layer"}),
+                              ("kept", {"runtime__recompute": "all_but_attention"})):
             settings = self.settings | changes
             config, reference = self.config(f"{name}_reference", **settings)
             self.train(config, ranks=0)
@@ -39,8 +40,9 @@ class GpuTest(EndToEndTest):
             self.assert_same_run(run, reference, 30)
         # What is kept and what is computed again are the same numbers.
         rows = [[(row["loss"], row["grad_norm"]) for row in metrics(self.folder / name, "train")]
-                for name in ("keep", "again")]
+                for name in ("keep", "again", "kept")]
         self.assertEqual(rows[0], rows[1])
+        self.assertEqual(rows[0], rows[2])
 
     def test_fp8_resumes_with_its_scales(self):
         if DEVICE != "cuda":

@@ -84,6 +84,10 @@ class SimulateTest(EndToEndTest):
         self.assertLess(base, seconds("--messages", "one-stream"))
         self.assertLess(base, seconds("--set", "products.tflops=5"))
         self.assertLess(base, seconds("--recompute", "layer"))
+        # Attention is computed again where it is not pooled alone.
+        kept, again = (self.report("--recompute", mode)["systems"] for mode in ("all_but_attention", "layer"))
+        for name, is_slower in (("disaggregated", False), ("plain dp", True), ("balanced dp x cp", True)):
+            self.assertEqual(again[name]["seconds"] > kept[name]["seconds"], is_slower, name)
         self.assertGreater(base, seconds(gpus=32))
         self.assertLess(seconds("--servers", 1, gpus=20), base)
         self.assertGreater(seconds("--servers", 1, "--owners-serve-not", gpus=20), base)

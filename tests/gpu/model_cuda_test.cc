@@ -200,6 +200,7 @@ TEST_P(ModelCudaTest, Fp8IsNearTheCpu) {
   // The last time with scales of a step before, which is the same batch.
   for (const auto& [recompute, passes] : {std::pair(Recompute::kNone, 1),
                                           {Recompute::kMlp, 1},
+                                          {Recompute::kAllButAttention, 1},
                                           {Recompute::kLayer, 1},
                                           {Recompute::kNone, 2}}) {
     const auto model = MakeGpuModel(weights, /*fp8=*/true);

@@ -148,7 +148,8 @@ inline LayoutCase DrawLayout(uint64_t seed, int ranks) {
   parallel.split =
       draw.One<SplitPolicy>({SplitPolicy::kAuto, SplitPolicy::kContiguous, SplitPolicy::kZigzag});
   KeepExchangePossible(layout);
-  layout.recompute = draw.One<Recompute>({Recompute::kNone, Recompute::kMlp, Recompute::kLayer});
+  layout.recompute = draw.One<Recompute>(
+      {Recompute::kNone, Recompute::kMlp, Recompute::kAllButAttention, Recompute::kLayer});
   // Micro-batches: equally many on every replica, some of them empty.
   const int64_t micro_batches = draw.Int(1, parallel.mesh.pp > 1 ? 5 : 3);
   for (int replica = 0; replica < parallel.mesh.dp; ++replica) {

@@ -28,10 +28,11 @@ inline LayoutCase NamedLayout(const std::string& model, const MeshShape& mesh) {
 // Each axis over all `ranks` ranks, with each of its choices, for some of the models.
 inline std::vector<LayoutCase> ListedLayouts(int ranks) {
   std::vector<LayoutCase> layouts;
-  const Recompute modes[] = {Recompute::kNone, Recompute::kMlp, Recompute::kLayer};
+  const Recompute modes[] = {Recompute::kNone, Recompute::kMlp, Recompute::kAllButAttention,
+                             Recompute::kLayer};
   const auto add = [&](const std::string& model, const MeshShape& mesh, auto change) {
     layouts.push_back(NamedLayout(model, mesh));
-    layouts.back().recompute = modes[layouts.size() % 3];
+    layouts.back().recompute = modes[layouts.size() % std::size(modes)];
     change(layouts.back().parallel);
   };
   const auto plain = [](ParallelConfig&) {};

@@ -70,6 +70,8 @@ TEST(CheckFits, NamesTheNearestRemedy) {
       {Total(config, 1, Recompute::kNone), ": train.micro_batch_size=1 fits"},
       {Total(config, 1, Recompute::kMlp),
        ": runtime.recompute=mlp with train.micro_batch_size=1 fits"},
+      {Total(config, 1, Recompute::kAllButAttention),
+       ": runtime.recompute=all_but_attention with train.micro_batch_size=1 fits"},
       {Total(config, 1, Recompute::kLayer),
        ": runtime.recompute=layer with train.micro_batch_size=1 fits"},
       {Total(config, 1, Recompute::kLayer) - 1, ": lower data.sequence_length"},

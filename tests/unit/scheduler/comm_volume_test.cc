@@ -65,8 +65,10 @@ TEST(StepVolume, OfTensorParallelism) {
   EXPECT_EQ(run.Bytes("tp", "all-reduce"), 7 * 16 * kWide + 8);
   run.recompute = RecomputePlan::kMlp;
   EXPECT_EQ(run.Bytes("tp", "reduce-scatter"), (5 * 3 + 2) * 50 * row);
-  run.recompute = RecomputePlan::kLayer;
-  EXPECT_EQ(run.Bytes("tp", "all-gather"), (7 * 3 + 2) * 51 * row + 101 * 3 * 4);
+  for (const auto recompute : {RecomputePlan::kAllButAttention, RecomputePlan::kLayer}) {
+    run.recompute = recompute;
+    EXPECT_EQ(run.Bytes("tp", "all-gather"), (7 * 3 + 2) * 51 * row + 101 * 3 * 4);
+  }
 }
 
 TEST(StepVolume, OfEmptyMicroBatches) {
@@ -84,6 +86,8 @@ TEST(StepVolume, OfSoftmaxAttention) {
   EXPECT_EQ(run.Bytes("cp", "all-gather"), 2 * 2 * 33 * kv * kElement);
   EXPECT_EQ(run.Bytes("cp", "reduce-scatter"), 67 * kv * kWide);
   run.layout.context.softmax = SoftmaxExchange::kRing;
+  EXPECT_EQ(run.Bytes("cp", "send"), kv * (2 * 67 * kElement + 100 * kWide));
+  run.recompute = RecomputePlan::kAllButAttention;
   EXPECT_EQ(run.Bytes("cp", "send"), kv * (2 * 67 * kElement + 100 * kWide));
   run.recompute = RecomputePlan::kLayer;
   EXPECT_EQ(run.Bytes("cp", "send"), kv * (3 * 67 * kElement + 100 * kWide));

@@ -31,6 +31,7 @@ struct RecomputeCase {
 constexpr RecomputeCase kRecomputeCases[] = {
     {"none", Recompute::kNone, RecomputePlan::kNone},
     {"mlp", Recompute::kMlp, RecomputePlan::kMlp},
+    {"all_but_attention", Recompute::kAllButAttention, RecomputePlan::kAllButAttention},
     {"layer", Recompute::kLayer, RecomputePlan::kLayer},
 };
 
