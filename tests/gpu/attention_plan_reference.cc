@@ -206,8 +206,15 @@ std::vector<KeyTile> KeyTiles(std::vector<PlannedTask>& tasks, const SoftmaxAtte
     int64_t sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weights[run.first_tile + i];
     const int64_t steps = CeilDiv(sum, count * tiling.backward_queries) * group;
-    work.push_back(
-        {run.first_tile, count, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)}), 0});
+    int64_t queries = 0;
+    for (const PlannedTask& task : tasks) {
+      if (task.unused >= run.first_tile && task.unused < run.first_tile + count) {
+        queries += task.q_len;
+      }
+    }
+    const bool by_half = rows < 128 || 4 * sum >= 3 * count * queries;
+    const int64_t at_once = std::max<int64_t>(steps / (by_half ? 2 : 8), 8);
+    work.push_back({run.first_tile, count, sum, std::min({count, steps, at_once}), 0});
   }
   return OrderKeyTiles(tiles, work);
 }

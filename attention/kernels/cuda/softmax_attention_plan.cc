@@ -42,11 +42,8 @@ struct QueryCut {
 // A run of keys, and how much there is to do.
 struct KeyRunWork {
   KeyRun run;
-  int64_t rows;  // of queries, summed over the tiles
-  // Tiles to work on at the same time. Each follows the one before it in every query tile, so it is
-  // idle for some steps at its beginning: an eighth of the steps that each takes, but 8 where there
-  // are as many, measured fastest (docs/kernels.md).
-  int64_t at_once;
+  int64_t rows;     // of queries, summed over the tiles
+  int64_t at_once;  // tiles to work on at the same time
 };
 
 // What a plan works with; PlanSoftmaxAttention says how long it lives.
@@ -237,6 +234,17 @@ int64_t RowsOverTiles(const PlannedTask& task, int32_t first_row, int32_t count,
          int64_t{count - end} * most;
 }
 
+// Tiles of a run to work on at the same time, `steps` of each. Each follows the one before it in
+// every query tile, so it is idle for some steps at its beginning; but the more there are, the
+// sooner each comes to the queries that the others have brought into the L2 cache. An eighth of the
+// steps is fastest for whole documents, whose later tiles take fewer; half for tiles that all see
+// the same queries, and for tiles of few keys, which read twice as much for a product; and 8 where
+// there are as many (docs/kernels.md).
+int64_t TilesAtOnce(int64_t count, int64_t steps, bool see_the_same, int32_t rows) {
+  const int64_t share = see_the_same || rows < 128 ? 2 : 8;
+  return std::min({count, steps, std::max<int64_t>(steps / share, 8)});
+}
+
 // Merges the tasks' key ranges that overlap. Tiles never reach across two runs, so documents laid
 // end to end do not wait for one another. Runs come from the last to the first, as the tasks do.
 void FindKeyRuns(PlannedTask* tasks, int32_t num_tasks, const SoftmaxAttentionTiling& tiling,
@@ -253,9 +261,10 @@ void FindKeyRuns(PlannedTask* tasks, int32_t num_tasks, const SoftmaxAttentionTi
     run.task_begin = begin;
     run.task_end = end;
     run.num_tiles = CeilDiv(run.kv_end - run.kv_begin, rows);
-    int64_t sum = 0;
+    int64_t sum = 0, queries = 0;
     for (int32_t t = begin; t < end; ++t) {
       PlannedTask& task = tasks[t];
+      queries += task.q_len;
       const int32_t first_row = run.kv_begin + (task.kv_begin - run.kv_begin) / rows * rows;
       task.first_key_tile_row = first_row;
       sum += RowsOverTiles(task, first_row, CeilDiv(task.kv_begin + task.kv_len - first_row, rows),
@@ -263,7 +272,8 @@ void FindKeyRuns(PlannedTask* tasks, int32_t num_tasks, const SoftmaxAttentionTi
     }
     const int64_t count = run.num_tiles;
     const int64_t steps = CeilDiv<int64_t>(sum, count * tiling.backward_queries) * group;
-    runs.push_back({run, sum, std::min({count, steps, std::max<int64_t>(steps / 8, 8)})});
+    const bool see_the_same = 4 * sum >= 3 * count * queries;
+    runs.push_back({run, sum, TilesAtOnce(count, steps, see_the_same, rows)});
   }
 }
 
