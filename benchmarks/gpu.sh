@@ -317,7 +317,7 @@ run_steps() {
     # shellcheck disable=SC2086
     if ((peer)); then step peer $case none 10; fi
   done
-  step ours 1b 131072 1 layer 3
+  step ours 1b 131072 1 all_but_attention 3
   for case in "2048 8" "8192 2" "16384 1" "32768 1"; do
     # shellcheck disable=SC2086
     step ours tnl-1b $case none 10
