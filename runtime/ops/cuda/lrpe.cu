@@ -23,15 +23,17 @@ constexpr int kRefresh = 32;  // positions between angles that are computed anew
 // Blocks of a launch, about: all of them are resident on the largest Hopper at once, so that none
 // is left over for a last, nearly empty wave. Constants, so that sums have the same order on every
 // GPU.
-constexpr int64_t kBlocks = 5 * 132;
+constexpr int64_t kForwardBlocks = 6 * 132;
+constexpr int64_t kBackwardBlocks = 5 * 132;
 
 int64_t ColumnBlocks(int64_t columns, int width) {
   return CeilDiv(columns, kThreads * width);
 }
 
 // Tokens of a thread.
-int64_t WalkOf(int64_t tokens, int64_t column_blocks) {
-  return std::max<int64_t>(CeilDiv(CeilDiv(tokens * column_blocks, kBlocks), kAhead) * kAhead, 8);
+int64_t WalkOf(int64_t tokens, int64_t column_blocks, bool backward) {
+  const int64_t blocks = backward ? kBackwardBlocks : kForwardBlocks;
+  return std::max<int64_t>(CeilDiv(CeilDiv(tokens * column_blocks, blocks), kAhead) * kAhead, 8);
 }
 
 // kWidth neighbouring angles, walking through positions.
@@ -77,38 +79,31 @@ __device__ __forceinline__ Columns ColumnsOf(const LrpeParams& p) {
 }
 
 template <Activation kActivation, int kWidth>
-__global__ void __launch_bounds__(kThreads, 5) LrpeForwardKernel(const LrpeParams p, int64_t walk) {
+__global__ void __launch_bounds__(kThreads, 6) LrpeForwardKernel(const LrpeParams p, int64_t walk) {
   using Io = Unit<kWidth>;
   const Columns at = ColumnsOf<kWidth>(p);
   if (at.x >= p.heads * p.head_dim) return;
   Angles<kWidth> angles;
   angles.Start(p.theta + at.x);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * walk;
-  struct Loaded {
+#pragma unroll 1
+  for (int64_t first = begin; first < begin + walk; first += kAhead) {
     typename Io::Packed in[kAhead];
     int64_t positions[kAhead];
-  };
-  const auto load = [&](int64_t first, Loaded& to) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i < min(begin + walk, p.tokens)) {
-        to.positions[i] = p.positions[first + i];
-        to.in[i] = Io::Load(static_cast<const Bf16*>(p.x) + (first + i) * p.x_stride + at.x);
+      if (first + i < p.tokens) {
+        positions[i] = p.positions[first + i];
+        in[i] = Io::Load(static_cast<const Bf16*>(p.x) + (first + i) * p.x_stride + at.x);
       }
     }
-  };
-  Loaded now, ahead;
-  load(begin, now);
-#pragma unroll 1
-  for (int64_t first = begin; first < begin + walk; first += kAhead, now = ahead) {
-    load(first + kAhead, ahead);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int64_t t = first + i;
       if (t >= p.tokens) return;
-      angles.MoveTo(now.positions[i]);
+      angles.MoveTo(positions[i]);
       float a[kWidth], y_cos[kWidth], y_sin[kWidth];
-      Io::Open(now.in[i], a);
+      Io::Open(in[i], a);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const float value = Activate<kActivation>(a[j]);
@@ -181,7 +176,7 @@ bool HasPieces(const LrpeParams& p) {
 template <Activation kActivation, int kWidth>
 void Run(const LrpeParams& p, bool backward, cudaStream_t stream) {
   const int64_t column_blocks = ColumnBlocks(p.heads * p.head_dim, kWidth);
-  const int64_t walk = WalkOf(p.tokens, column_blocks);
+  const int64_t walk = WalkOf(p.tokens, column_blocks, backward);
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.tokens, walk)),
                   static_cast<unsigned>(column_blocks));
   if (backward) {
@@ -229,14 +224,15 @@ cudaError_t LaunchLrpeForward(const LrpeParams& params, cudaStream_t stream) {
 
 size_t LrpeBackwardWorkspaceBytes(int64_t tokens, int64_t heads, int64_t head_dim) {
   // Walks of 8 elements a thread are the shorter ones.
-  const int64_t walk = WalkOf(tokens, ColumnBlocks(heads * head_dim, kPiece));
+  const int64_t walk = WalkOf(tokens, ColumnBlocks(heads * head_dim, kPiece), true);
   return static_cast<size_t>(CeilDiv(tokens, walk) * heads * head_dim) * sizeof(float);
 }
 
 cudaError_t LaunchLrpeBackward(const LrpeParams& p, cudaStream_t stream) {
   if (const cudaError_t error = Launch(p, true, stream); error != cudaSuccess) return error;
   const int64_t columns = p.heads * p.head_dim;
-  const int64_t walk = WalkOf(p.tokens, ColumnBlocks(columns, HasPieces(p) ? kPiece : 1));
+  const int64_t walk =
+      WalkOf(p.tokens, ColumnBlocks(columns, HasPieces(p) ? kPiece : 1), /*backward=*/true);
   return LaunchColumnSum(static_cast<const float*>(p.workspace), CeilDiv(p.tokens, walk), columns,
                          p.dtheta, stream);
 }
