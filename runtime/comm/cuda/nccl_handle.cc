@@ -37,7 +37,7 @@ absl::Status ToStatus(ncclResult_t result, const std::string& what) {
                                   cudaMemGetInfo(&free, &total) == cudaSuccess) {
     return absl::ResourceExhaustedError(
         absl::StrCat(message, "; ", free >> 20, " of ", total >> 20,
-                     " MiB of the GPU are free, and NCCL needs some hundreds: leave more with "
+                     " MiB of the GPU are free, and NCCL needs some of its own: leave more with "
                      "runtime.recompute=layer, a smaller train.micro_batch_size, more ranks or "
                      "shorter samples"));
   }
