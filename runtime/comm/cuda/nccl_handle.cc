@@ -2,10 +2,10 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/comm/status_board.h"
@@ -32,14 +32,14 @@ absl::Status ToStatus(ncclResult_t result, const std::string& what) {
   if (detail != nullptr && *detail != '\0') absl::StrAppend(&message, " (", detail, ")");
   if (result == ncclRemoteError) return absl::UnavailableError(message);
   // NCCL takes memory of its own when a communicator or a pair of ranks is first used.
-  if (size_t free = 0, total = 0; result == ncclUnhandledCudaError && detail != nullptr &&
-                                  std::strstr(detail, "out of memory") != nullptr &&
-                                  cudaMemGetInfo(&free, &total) == cudaSuccess) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(message, "; ", free >> 20, " of ", total >> 20,
-                     " MiB of the GPU are free, and NCCL needs some of its own: leave more with "
-                     "runtime.recompute=layer, a smaller train.micro_batch_size, more ranks or "
-                     "shorter samples"));
+  size_t free = 0, total = 0;
+  if (result == ncclUnhandledCudaError && absl::StrContains(message, "out of memory") &&
+      cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    absl::StrAppend(&message, "; ", free >> 20, " of ", total >> 20,
+                    " MiB of the GPU are free, and NCCL needs some of its own: leave more with "
+                    "runtime.recompute=layer, a smaller train.micro_batch_size, more ranks or "
+                    "shorter samples");
+    return absl::ResourceExhaustedError(message);
   }
   return absl::InternalError(message);
 }
